@@ -1,0 +1,1 @@
+"""Objects, grammar, analytic renderer and exact geometry of ToyBox."""
