@@ -1,0 +1,1 @@
+"""Training of the embedded CLIPs and prior; their weights and cards lie in `toybox/weights`."""

@@ -1,0 +1,166 @@
+"""Images for the embedded models: every prompt of ToyBox, seen once in a while from anywhere.
+
+python -m scaledreamer.toybox.train.dataset --output build/toybox/images --count 48000
+
+Stored in chunks (safetensors + the prompts as JSON), so an interrupted run continues. Foregrounds are
+premultiplied by their coverage: the background is drawn anew each time an image is used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+from rich.progress import track
+from torch import Tensor
+
+from scaledreamer.cameras import CameraDistribution, orbit
+from scaledreamer.storage import atomic_write, load_tensors, save_tensors
+from scaledreamer.toybox.world import grammar
+from scaledreamer.toybox.world.render import Look, render
+
+CHUNK = 2000
+FORM_SHARES = {"plain": 0.15, "with": 0.30, "wearing": 0.10, "on top of": 0.20, "next to": 0.25}
+WHITE_SHARE = 0.4
+"""Share of images on white; the others stand on a uniformly drawn colour."""
+VIEW_WORD_SHARE = 0.25
+CAMERAS = CameraDistribution()
+
+
+@cache
+def _prompts_by_form() -> dict[str, list[str]]:
+    forms: dict[str, list[str]] = {form: [] for form in FORM_SHARES}
+    for split in grammar.SPLITS:
+        for prompt in grammar.prompts(split):
+            forms[grammar.form_of(grammar.parse(prompt))].append(prompt)
+    return forms
+
+
+def draw_prompts(count: int, generator: torch.Generator) -> list[str]:
+    """Prompts of all splits, balanced over the caption forms."""
+    forms = _prompts_by_form()
+    names = list(FORM_SHARES)
+    which = torch.multinomial(
+        torch.tensor(list(FORM_SHARES.values())), count, replacement=True, generator=generator
+    )
+    picks = torch.rand(count, generator=generator)
+    return [
+        forms[names[form]][int(pick * len(forms[names[form]]))]
+        for form, pick in zip(which.tolist(), picks.tolist(), strict=True)
+    ]
+
+
+def draw_look(count: int, generator: torch.Generator) -> Look:
+    """What prompts leave open: lamp within about 35 degrees, shade within 12 %, size within 7 %."""
+
+    def uniform(low: float, high: float, *shape: int) -> Tensor:
+        return low + (high - low) * torch.rand(count, *shape, generator=generator)
+
+    lamp = Look.reference(count).light + 0.45 * torch.randn(count, 3, generator=generator)
+    lamp = torch.nn.functional.normalize(lamp, dim=-1)
+    lamp[:, 2] = lamp[:, 2].abs()
+    return Look(
+        light=lamp,
+        diffuse=uniform(0.18, 0.36),
+        shade=uniform(0.88, 1.06, 1) * uniform(0.97, 1.03, 3),
+        scale=uniform(0.93, 1.07),
+    )
+
+
+def render_chunk(count: int, size_px: int, seed: int) -> tuple[dict[str, Tensor], list[str]]:
+    generator = torch.Generator().manual_seed(seed)
+    prompts = draw_prompts(count, generator)
+    draw = torch.rand(3, count, 1, generator=generator)
+    spans = [(0.0, 360.0), CAMERAS.elevation_deg, CAMERAS.distance]
+    azimuth, elevation, distance = (lo + (hi - lo) * u for (lo, hi), u in zip(spans, draw, strict=True))
+    fov = torch.full_like(azimuth, CAMERAS.fov_deg[0])
+    cameras = orbit(azimuth, elevation, distance, fov)
+    scenes = [grammar.parse(prompt) for prompt in prompts]
+    views = render(scenes, cameras, size_px, background=0.0, look=draw_look(count, generator))
+    rgba = torch.cat((views.rgb[:, 0], views.opacity), dim=1)
+    tensors = {
+        "rgba": (rgba * 255).round().to(torch.uint8),
+        "azimuth_deg": azimuth[:, 0],
+        "elevation_deg": elevation[:, 0],
+        "distance": distance[:, 0],
+    }
+    return tensors, prompts
+
+
+@dataclass(frozen=True)
+class Images:
+    """The whole set in memory."""
+
+    rgba: Tensor
+    """[N, 4, S, S] uint8, premultiplied."""
+    azimuth_deg: Tensor
+    elevation_deg: Tensor
+    distance: Tensor
+    prompts: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    @staticmethod
+    def load(folder: Path) -> Images:
+        """Raises: ValueError when the folder holds no chunk."""
+        chunks = sorted(folder.glob("chunk_*.safetensors"))
+        if not chunks:
+            raise ValueError(f"{folder}: no images; run scaledreamer.toybox.train.dataset first")
+        tensors = [load_tensors(chunk) for chunk in chunks]
+        prompts = [text for chunk in chunks for text in json.loads(chunk.with_suffix(".json").read_text())]
+        merged = {name: torch.cat([part[name] for part in tensors]) for name in tensors[0]}
+        return Images(**merged, prompts=prompts)
+
+    def on_background(self, rows: Tensor, generator: torch.Generator) -> Tensor:
+        """[N, 3, S, S] float in [0, 1] on freshly drawn solid backgrounds."""
+        rgba = self.rgba[rows].float() / 255
+        colour = torch.rand(len(rows), 3, generator=generator)
+        colour[torch.rand(len(rows), generator=generator) < WHITE_SHARE] = 1.0
+        return rgba[:, :3] + (1 - rgba[:, 3:]) * colour[:, :, None, None]
+
+    def captions(self, rows: Tensor, generator: torch.Generator) -> list[str]:
+        """The prompts, a quarter of them with view words."""
+        add = torch.rand(len(rows), generator=generator) < VIEW_WORD_SHARE
+        return [
+            f"{self.prompts[row]}, {view_word(self.azimuth_deg[row], self.elevation_deg[row])}"
+            if named
+            else self.prompts[row]
+            for row, named in zip(rows.tolist(), add.tolist(), strict=True)
+        ]
+
+
+def view_word(azimuth_deg: Tensor | float, elevation_deg: Tensor | float) -> str:
+    """Front within 45 degrees, back beyond 135, overhead from 32 degrees up."""
+    if float(elevation_deg) > 32:
+        return "overhead view"
+    turned = abs((float(azimuth_deg) + 180) % 360 - 180)
+    return "front view" if turned < 45 else "back view" if turned > 135 else "side view"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, default=Path("build/toybox/images"))
+    parser.add_argument("--count", type=int, default=48_000)
+    parser.add_argument("--size-px", type=int, default=32)
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args(argv)
+    torch.set_num_threads(arguments.threads)
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    for index in track(range(-(-arguments.count // CHUNK)), description="rendering"):
+        path = arguments.output / f"chunk_{index:04d}.safetensors"
+        if path.exists():
+            continue
+        tensors, prompts = render_chunk(CHUNK, arguments.size_px, seed=index)
+        with atomic_write(path.with_suffix(".json")) as file:
+            json.dump(prompts, file)
+        save_tensors(path, tensors)
+
+
+if __name__ == "__main__":
+    main()
