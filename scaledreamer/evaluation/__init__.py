@@ -1,0 +1,1 @@
+"""Judging by a second CLIP, scores against ground truth, reports."""
