@@ -59,6 +59,7 @@ class TextEmbedding:
         )
 
 
+@runtime_checkable
 class TextEncoder(Protocol):
     """A frozen text encoder."""
 
@@ -74,6 +75,7 @@ class TextEncoder(Protocol):
         ...
 
 
+@runtime_checkable
 class ImageTextScorer(Protocol):
     """A frozen CLIP-like judge."""
 
@@ -132,9 +134,9 @@ class MLPWeights:
 class TriplaneStructure:
     """Plain tensors of a triplane field, for a fused kernel.
 
-    Planes lie in (x, y), (x, z), (y, z), each sampled bilinearly with `align_corners=False`, border
-    padding; the first axis of a pair runs along a plane's width (last index R), the second along its
-    height. The three feature vectors are summed and fed to both decoders.
+    Planes lie in (x, y), (x, z), (y, z), each sampled bilinearly with `align_corners=False` and
+    border padding; the first axis of a pair runs along a plane's width (last index R), the second
+    along its height. The three feature vectors are summed and fed to both decoders.
     sdf = sdf_scale * decoder + (|x| - sphere_radius); rgb = sigmoid(decoder).
     """
 
@@ -170,6 +172,7 @@ class Field(Protocol):
         ...
 
 
+@runtime_checkable
 class Generator(Protocol):
     """text (and an optional latent [B, Z]) -> Field over B scenes. Also an `nn.Module`."""
 
@@ -224,6 +227,7 @@ class Condition:
     negatives: tuple[ConditionRows, ...] = ()
 
 
+@runtime_checkable
 class NoiseSchedule(Protocol):
     """x_t = alpha(t) x_0 + sigma(t) eps with t a fraction in (0, 1]."""
 
@@ -232,6 +236,7 @@ class NoiseSchedule(Protocol):
     def sigma(self, t: Tensor) -> Tensor: ...
 
 
+@runtime_checkable
 class Prior(Protocol):
     """A frozen 2D diffusion model behind one call."""
 
@@ -247,9 +252,7 @@ class Prior(Protocol):
         """B texts and [B, V] cameras -> B * V rows; without cameras V is 1."""
         ...
 
-    def predict_noise(
-        self, x_t: Tensor, t: Float[Tensor, "N"], rows: ConditionRows
-    ) -> Tensor: ...
+    def predict_noise(self, x_t: Tensor, t: Float[Tensor, "N"], rows: ConditionRows) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -262,6 +265,7 @@ class Guidance:
     """Detached scalars for the log."""
 
 
+@runtime_checkable
 class Distiller(Protocol):
     """latents [B * V, ...] -> Guidance, on the Prior contract alone."""
 

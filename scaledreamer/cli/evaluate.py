@@ -36,7 +36,10 @@ def _parser() -> argparse.ArgumentParser:
         description="R@1 among 100 candidates beside the judge's ceiling, and ground-truth scores.",
     )
     parser.add_argument(
-        "--checkpoint", default="toybox:generator", metavar="FOLDER", help="a run or generator folder"
+        "--checkpoint",
+        default="toybox:generator",
+        metavar="FOLDER",
+        help="a run or generator folder",
     )
     parser.add_argument(
         "--prior",
@@ -94,7 +97,9 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 def _images_of(options: argparse.Namespace):
     if options.prior is None:
-        return protocol.generator_views(TextTo3D.from_pretrained(options.checkpoint, options.device))
+        return protocol.generator_views(
+            TextTo3D.from_pretrained(options.checkpoint, options.device)
+        )
     prior = unet.create(unet.Config(folder=options.prior), options.device)
     return lambda prompts: protocol.prior_images(
         prior, prompts, options.sampling_steps, options.guidance_scale, options.seed
@@ -112,7 +117,7 @@ def _print_table(results: dict[str, dict]) -> None:
 
 
 def _save_sheet(path: Path, prompts: Sequence[str], images_of) -> None:
-    """Every other judged view of the first prompts, ground truth to the right of what was judged."""
+    """Every other judged view of the first prompts, ground truth to the right."""
     shown = list(prompts[:_SHEET_ROWS])
     made = images_of(shown)
     images = made if isinstance(made, torch.Tensor) else made.rgb

@@ -33,7 +33,9 @@ def image_scores(views: Views, truth: Views) -> TruthScores:
     difference = (views.rgb - truth.rgb).abs().mean(dim=2)
     colour = (difference * both).sum((1, 2, 3)) / both.sum((1, 2, 3)).clamp(min=1)
     error = (views.rgb - truth.rgb).square().mean(dim=(1, 2, 3, 4))
-    return TruthScores(iou.mean(1).cpu(), (-10 * error.clamp(min=1e-10).log10()).cpu(), colour.cpu())
+    return TruthScores(
+        iou.mean(1).cpu(), (-10 * error.clamp(min=1e-10).log10()).cpu(), colour.cpu()
+    )
 
 
 @torch.no_grad()

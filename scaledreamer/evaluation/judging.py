@@ -1,7 +1,7 @@
 """R-precision under one protocol: the right caption among 100, per view.
 
-Candidates of a prompt are itself, 10 hard swaps (colours exchanged, relation reversed, one word off)
-and 89 prompts of the whole corpus at random by seed. Source: R-precision as in Poole et al.,
+Candidates of a prompt are itself, 10 hard swaps (colours exchanged, relation reversed, one word
+off) and 89 prompts of the whole corpus at random by seed. Source: R-precision as in Poole et al.,
 "DreamFusion", ICLR 2023; the hard candidates are ours.
 """
 

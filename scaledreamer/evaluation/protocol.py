@@ -1,4 +1,4 @@
-"""The evaluation of a generator, a prior or ground truth on the same prompts, views and candidates."""
+"""A generator, a prior or ground truth judged on the same prompts, views and candidates."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""Trains an embedded CLIP contrastively, with captions of exchanged colours and relations as negatives.
+"""Trains an embedded CLIP contrastively; captions with exchanged words are its hard negatives.
 
 python -m scaledreamer.toybox.train.clip --role clip     conditions the prior and the generator
 python -m scaledreamer.toybox.train.clip --role judge    judges; other seed, conditions nothing
 
-Source: Radford et al., "Learning transferable visual models from natural language supervision", 2021;
-negatives by word order after Yuksekgonul et al., "When and why vision-language models behave like
-bags-of-words", ICLR 2023.
+Source: Radford et al., "Learning transferable visual models from natural language supervision",
+2021; negatives by word order after Yuksekgonul et al., "When and why vision-language models behave
+like bags-of-words", ICLR 2023.
 """
 
 from __future__ import annotations
@@ -70,6 +70,7 @@ def build_model(vocab_size: int, width: int, layers: int, patch: int) -> CLIPMod
             "pad_token_id": 0,
             "bos_token_id": 2,
             "eos_token_id": 3,
+            "projection_dim": 128,
         },
         vision_config={
             "hidden_size": width,
@@ -78,6 +79,7 @@ def build_model(vocab_size: int, width: int, layers: int, patch: int) -> CLIPMod
             "num_attention_heads": width // 32,
             "image_size": 32,
             "patch_size": patch,
+            "projection_dim": 128,
         },
         projection_dim=128,
     )
@@ -98,9 +100,11 @@ def negatives(prompt: str, count: int, seed: int) -> list[str]:
 
 
 class Contrast(nn.Module):
-    """Symmetric InfoNCE over the batch; each image also has `num_negatives` near misses of its text."""
+    """Symmetric InfoNCE; each image also meets `num_negatives` near misses of its text."""
 
-    def __init__(self, model: CLIPModel, tokenizer: PreTrainedTokenizerFast, num_negatives: int = 3):
+    def __init__(
+        self, model: CLIPModel, tokenizer: PreTrainedTokenizerFast, num_negatives: int = 3
+    ):
         super().__init__()
         self.model, self.tokenizer, self.num_negatives = model, tokenizer, num_negatives
 
@@ -119,7 +123,9 @@ class Contrast(nn.Module):
         right, misses = encoded.split((len(texts), len(wrong)))
         scale = self.model.logit_scale.exp().clamp(max=100)
         logits = scale * images @ right.T
-        near = scale * torch.einsum("nf,nkf->nk", images, misses.view(len(texts), -1, misses.shape[-1]))
+        near = scale * torch.einsum(
+            "nf,nkf->nk", images, misses.view(len(texts), -1, misses.shape[-1])
+        )
         target = torch.arange(len(texts))
         full = torch.cat((logits, near), dim=1)
         loss = (F.cross_entropy(full, target) + F.cross_entropy(logits.T, target)) / 2

@@ -2,8 +2,8 @@
 
 python -m scaledreamer.toybox.train.dataset --output build/toybox/images --count 48000
 
-Stored in chunks (safetensors + the prompts as JSON), so an interrupted run continues. Foregrounds are
-premultiplied by their coverage: the background is drawn anew each time an image is used.
+Stored in chunks (safetensors + the prompts as JSON), so an interrupted run continues. Foregrounds
+are premultiplied by their coverage: the background is drawn anew each time an image is used.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from rich.progress import track
 from torch import Tensor
 
 from scaledreamer.cameras import CameraDistribution, orbit
+from scaledreamer.interfaces import CameraBatch
 from scaledreamer.storage import atomic_write, load_tensors, save_tensors
 from scaledreamer.toybox.world import grammar
 from scaledreamer.toybox.world.render import Look, render
@@ -29,6 +30,7 @@ FORM_SHARES = {"plain": 0.15, "with": 0.30, "wearing": 0.10, "on top of": 0.20, 
 WHITE_SHARE = 0.4
 """Share of images on white; the others stand on a uniformly drawn colour."""
 VIEW_WORD_SHARE = 0.25
+OVERHEAD_DEG = 32.0
 CAMERAS = CameraDistribution()
 
 
@@ -77,7 +79,9 @@ def render_chunk(count: int, size_px: int, seed: int) -> tuple[dict[str, Tensor]
     prompts = draw_prompts(count, generator)
     draw = torch.rand(3, count, 1, generator=generator)
     spans = [(0.0, 360.0), CAMERAS.elevation_deg, CAMERAS.distance]
-    azimuth, elevation, distance = (lo + (hi - lo) * u for (lo, hi), u in zip(spans, draw, strict=True))
+    azimuth, elevation, distance = (
+        lo + (hi - lo) * u for (lo, hi), u in zip(spans, draw, strict=True)
+    )
     fov = torch.full_like(azimuth, CAMERAS.fov_deg[0])
     cameras = orbit(azimuth, elevation, distance, fov)
     scenes = [grammar.parse(prompt) for prompt in prompts]
@@ -106,6 +110,12 @@ class Images:
     def __len__(self) -> int:
         return len(self.prompts)
 
+    def cameras(self) -> CameraBatch:
+        """[N, 1]."""
+        columns = (self.azimuth_deg, self.elevation_deg, self.distance)
+        fov = torch.full_like(self.distance, CAMERAS.fov_deg[0])
+        return orbit(*(column[:, None] for column in (*columns, fov)))
+
     @staticmethod
     def load(folder: Path) -> Images:
         """Raises: ValueError when the folder holds no chunk."""
@@ -113,7 +123,9 @@ class Images:
         if not chunks:
             raise ValueError(f"{folder}: no images; run scaledreamer.toybox.train.dataset first")
         tensors = [load_tensors(chunk) for chunk in chunks]
-        prompts = [text for chunk in chunks for text in json.loads(chunk.with_suffix(".json").read_text())]
+        prompts = [
+            text for chunk in chunks for text in json.loads(chunk.with_suffix(".json").read_text())
+        ]
         merged = {name: torch.cat([part[name] for part in tensors]) for name in tensors[0]}
         return Images(**merged, prompts=prompts)
 
@@ -136,8 +148,8 @@ class Images:
 
 
 def view_word(azimuth_deg: Tensor | float, elevation_deg: Tensor | float) -> str:
-    """Front within 45 degrees, back beyond 135, overhead from 32 degrees up."""
-    if float(elevation_deg) > 32:
+    """Front within 45 degrees, back beyond 135, overhead above `OVERHEAD_DEG`."""
+    if float(elevation_deg) > OVERHEAD_DEG:
         return "overhead view"
     turned = abs((float(azimuth_deg) + 180) % 360 - 180)
     return "front view" if turned < 45 else "back view" if turned > 135 else "side view"

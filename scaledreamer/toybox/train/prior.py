@@ -1,9 +1,9 @@
-"""Trains the embedded 2D prior: a small text- and camera-conditioned UNet, stored as a diffusers folder.
+"""Trains the embedded 2D prior: a small text- and camera-conditioned UNet in diffusers' layout.
 
 python -m scaledreamer.toybox.train.prior --steps 6000
 
-v-prediction in pixel space (32 px unshuffled by 2). Text and camera are dropped independently, so the
-one network is a broad prior (text with view words, no camera) and a view-aware one (camera given).
+v-prediction in pixel space (32 px unshuffled by 2). Text and camera are dropped independently, so
+the one network is a broad prior (text with view words, no camera) and a view-aware one (camera).
 Source: Salimans and Ho, "Progressive distillation", ICLR 2022 (v-prediction); Ho and Salimans,
 "Classifier-free diffusion guidance", 2021 (dropout).
 """
@@ -15,7 +15,6 @@ import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,13 +22,16 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoTokenizer, CLIPTextModelWithProjection
+from transformers import AutoTokenizer, CLIPModel, CLIPTextModelWithProjection
 
+from scaledreamer.encoders import clip_text
+from scaledreamer.interfaces import TextEncoder
+from scaledreamer.priors._cameras import NUM_FEATURES, camera_features
 from scaledreamer.storage import resolve_folder, sha256_file, write_json
 from scaledreamer.toybox.train._run import Run, write_card
-from scaledreamer.toybox.train.dataset import CAMERAS, Images
+from scaledreamer.toybox.train.dataset import CAMERAS, OVERHEAD_DEG, Images
 
-SIZE_PX, PATCH, CAMERA_FEATURES = 32, 2, 8
+SIZE_PX, PATCH = 32, 2
 TEXT_DROPOUT, CAMERA_DROPOUT = 0.1, 0.25
 
 
@@ -46,31 +48,19 @@ def build_unet(text_width: int, widths: tuple[int, ...]) -> UNet2DConditionModel
         norm_num_groups=16,
         cross_attention_dim=text_width,
         class_embed_type="projection",
-        projection_class_embeddings_input_dim=CAMERA_FEATURES,
+        projection_class_embeddings_input_dim=NUM_FEATURES,
         resnet_time_scale_shift="scale_shift",
     )
     unet.set_attn_processor(AttnProcessor())  # several times faster backward than fused, on a CPU
     return unet
 
 
-def camera_features(azimuth_deg: Tensor, elevation_deg: Tensor, distance: Tensor) -> Tensor:
-    """[N, 8]; the constant last feature tells a given camera from a dropped one (all zero)."""
-    a, e = torch.deg2rad(azimuth_deg), torch.deg2rad(elevation_deg)
-    turns = (a.sin(), a.cos(), (2 * a).sin(), (2 * a).cos(), e.sin(), e.cos())
-    return torch.stack((*turns, (distance - 3.0) / 0.2, torch.ones_like(a)), dim=-1)
-
-
 class Denoiser(nn.Module):
     """The training loss around the UNet; the text tower is frozen and not part of the state."""
 
-    def __init__(self, unet: UNet2DConditionModel, text_folder: Path, scheduler: DDPMScheduler):
+    def __init__(self, unet: UNet2DConditionModel, encoder: TextEncoder, scheduler: DDPMScheduler):
         super().__init__()
-        self.unet = unet
-        self._encode = partial(
-            encode_text,
-            AutoTokenizer.from_pretrained(text_folder),
-            CLIPTextModelWithProjection.from_pretrained(text_folder).float().eval(),
-        )
+        self.unet, self._encoder = unet, encoder
         self._alphas_cumprod = scheduler.alphas_cumprod
 
     def forward(
@@ -91,35 +81,25 @@ class Denoiser(nn.Module):
         signal = self._alphas_cumprod[timestep].view(-1, 1, 1, 1)
         alpha, sigma = signal.sqrt(), (1 - signal).sqrt()
         noise = torch.randn(x0.shape, generator=generator)
-        tokens, mask = self._encode(texts)
+        text = self._encoder(texts)
         with torch.autocast(pixels.device.type, torch.bfloat16):
             out = self.unet(
                 alpha * x0 + sigma * noise,
                 timestep,
-                encoder_hidden_states=tokens,
-                encoder_attention_mask=mask,
+                encoder_hidden_states=text.tokens,
+                encoder_attention_mask=text.mask,
                 class_labels=camera * kept,
             ).sample.float()
         error = (out - (alpha * noise - sigma * x0)).square().mean(dim=(1, 2, 3))
         return {"loss": error.mean(), "high_noise": error[u > 0.7].mean()}
 
 
-@torch.no_grad()
-def encode_text(tokenizer, tower: nn.Module, texts: list[str]) -> tuple[Tensor, Tensor]:
-    batch = tokenizer(
-        texts, padding="max_length", truncation=True, return_tensors="pt", max_length=tokenizer.model_max_length
-    )
-    out = tower(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
-    return out.last_hidden_state, batch.attention_mask.bool()
-
-
 def train(images: Images, arguments: argparse.Namespace) -> UNet2DConditionModel:
     torch.manual_seed(3)
-    text_folder = resolve_folder("toybox:clip")
+    encoder = clip_text.load("toybox:clip")
     scheduler = DDPMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction")
-    width = CLIPTextModelWithProjection.from_pretrained(text_folder).config.hidden_size
-    unet = build_unet(width, tuple(arguments.widths)).to(memory_format=torch.channels_last)
-    denoiser = Denoiser(unet, text_folder, scheduler)
+    unet = build_unet(encoder.token_dim, tuple(arguments.widths))
+    denoiser = Denoiser(unet.to(memory_format=torch.channels_last), encoder, scheduler)
     run = Run(
         folder=arguments.state,
         module=denoiser,
@@ -127,7 +107,7 @@ def train(images: Images, arguments: argparse.Namespace) -> UNet2DConditionModel
         learning_rate=arguments.learning_rate,
         seed=3,
     )
-    features = camera_features(images.azimuth_deg, images.elevation_deg, images.distance)
+    features = camera_features(images.cameras())
 
     def step(_: int, generator: torch.Generator) -> dict[str, Tensor]:
         rows = torch.randint(len(images), (arguments.batch,), generator=generator)
@@ -147,7 +127,10 @@ def save(unet: UNet2DConditionModel, folder: Path) -> None:
     DDPMScheduler(
         beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction"
     ).save_pretrained(folder / "scheduler")
-    tower = CLIPTextModelWithProjection.from_pretrained(text_folder)
+    clip = CLIPModel.from_pretrained(text_folder)
+    tower = CLIPTextModelWithProjection(clip.config.text_config)
+    weights = {name: w for name, w in clip.state_dict().items() if name in tower.state_dict()}
+    tower.load_state_dict(weights)
     tower.half().save_pretrained(folder / "text_encoder")
     AutoTokenizer.from_pretrained(text_folder).save_pretrained(folder / "tokenizer")
     write_json(
@@ -166,8 +149,9 @@ def save(unet: UNet2DConditionModel, folder: Path) -> None:
             "space": "pixel",
             "patch": PATCH,
             "size_px": SIZE_PX,
-            "camera_features": CAMERA_FEATURES,
+            "camera_features": NUM_FEATURES,
             "use_text_mask": True,
+            "overhead_deg": OVERHEAD_DEG,
             "cameras": asdict(CAMERAS),
         },
     )
@@ -203,9 +187,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "text dropout": TEXT_DROPOUT,
             "camera dropout": CAMERA_DROPOUT,
             "running means at the end": metrics,
-            "sha256 of weights": sha256_file(
-                next((output / "unet").glob("*.safetensors"))
-            ),
+            "sha256 of weights": sha256_file(next((output / "unet").glob("*.safetensors"))),
         },
     )
 

@@ -1,6 +1,6 @@
 """Captions of ToyBox: prompt <-> scene both ways, the corpus and its splits.
 
-Four forms: "a red mug", "a red mug with a white handle" (plural parts without article), "a yellow duck
+Forms: "a red mug", "a red mug with a white handle" (plural parts without article), "a yellow duck
 wearing a blue hat", "a green cactus on top of a purple box" (also "next to"). An unnamed second
 colour equals the first. "A next to B" and "B next to A" are one scene.
 """
@@ -96,7 +96,9 @@ _ITEM = re.compile(
 def _parse_item(text: str, prompt: str) -> Item:
     match = _ITEM.fullmatch(text)
     if match is None:
-        raise ValueError(f"{prompt!r}: not a ToyBox caption; write e.g. 'a red mug with a white handle'")
+        raise ValueError(
+            f"{prompt!r}: not a ToyBox caption; write e.g. 'a red mug with a white handle'"
+        )
     kind = _known(match["kind"], KIND_NAMES, "object", prompt)
     colour = _known(match["colour"], COLOURS, "colour", prompt)
     if match["part"] is not None and match["part"] != PARTS[kind]:
@@ -166,7 +168,7 @@ def held_out_pairs() -> frozenset[tuple[str, str]]:
 
 
 def split_of(prompt: str) -> str:
-    """ "train", "unseen_combination" or "unseen_pairing", from the words and the prompt's id alone."""
+    """Which of `SPLITS` the prompt belongs to, from its words and its id alone."""
     scene = parse(prompt)
     if any((item.kind, item.colour) in held_out_pairs() for item in scene.items):
         return "unseen_pairing"
@@ -243,7 +245,9 @@ def _one_word_off(scene: Scene, rng: random.Random) -> Scene:
         allowed = SUPPORTS if position == 1 and scene.relation == "on top of" else KIND_NAMES
     changed = replace(item, **{slot: rng.choice(allowed)})
     taken = {changed.colour, changed.accent, changed.hat} - {None}
-    if len(taken) < len(slots) - ("kind" in slots):  # two slots of one colour: not a caption of ours
+    if len(taken) < len(slots) - (
+        "kind" in slots
+    ):  # two slots of one colour: not a caption of ours
         return scene
     if scene.other is None:
         return Scene(changed)

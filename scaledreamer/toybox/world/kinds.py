@@ -1,8 +1,8 @@
 """The object kinds: one short definition each, from signed-distance primitives.
 
 Front faces +x, y points right as seen from the front, z up. Sizes are free: a scene scales and
-places its objects. A second colour goes to the part that the vocabulary names, which is chosen to be
-seen from every side; small details have fixed colours and tell front from back.
+places its objects. A second colour goes to the part that the vocabulary names, which is chosen to
+be seen from every side; small details have fixed colours and tell front from back.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ def mug() -> Parts:
 
 
 def chair() -> Parts:
-    legs = [box(MAIN, (x, y, -0.45), (0.06, 0.06, 0.40)) for x in (-0.34, 0.34) for y in (-0.34, 0.34)]
+    legs = [
+        box(MAIN, (x, y, -0.45), (0.06, 0.06, 0.40)) for x in (-0.34, 0.34) for y in (-0.34, 0.34)
+    ]
     posts = [box(MAIN, (-0.36, y, 0.45), (0.06, 0.06, 0.45)) for y in (-0.34, 0.34)]
     return [
         box(ACCENT, (0, 0, 0), (0.44, 0.44, 0.11)),
@@ -214,7 +216,8 @@ def cactus() -> Parts:
 def cat() -> Parts:
     feet = [(0.30, 0.17), (0.30, -0.17), (-0.36, 0.17), (-0.36, -0.17)]
     ears = [
-        cone(MAIN, (0.42, y, 0.60), (0.11, 0.02), 0.13, (0, 0.4 * np.sign(y), 1)) for y in (-0.16, 0.16)
+        cone(MAIN, (0.42, y, 0.60), (0.11, 0.02), 0.13, (0, 0.4 * np.sign(y), 1))
+        for y in (-0.16, 0.16)
     ]
     return [
         blob(MAIN, (0.24, 0, -0.10), (-0.32, 0, -0.10), (0.24, 0.24)),

@@ -38,7 +38,7 @@ class Part:
     @cached_property
     def bounds(self) -> np.ndarray:
         """[2, 3] exact axis-aligned box."""
-        a, b, c, d = self.params
+        a, b, c, _ = self.params
         centre, axis = np.asarray(self.centre), self.rotation[:, 2]
         across = np.sqrt(np.clip(1.0 - axis**2, 0.0, None))
         if self.shape == "box":
@@ -58,7 +58,7 @@ class Part:
         return np.stack((low, np.maximum(ends[0] + radii[0], ends[1] + radii[1])))
 
 
-def _frame(axis: Sequence[float]) -> np.ndarray:
+def _frame(axis: Sequence[float] | np.ndarray) -> np.ndarray:
     """A rotation whose third column is the axis; the first stays as near to x as it can."""
     z = np.asarray(axis, dtype=float) / np.linalg.norm(axis)
     helper = np.array([1.0, 0.0, 0.0]) if abs(z[0]) < 0.9 else np.array([0.0, 1.0, 0.0])
@@ -80,14 +80,22 @@ Point = tuple[float, float, float]
 
 
 def box(
-    slot: str, centre: Point, half: Point, rounding: float = 0.03, turn: tuple[str, float] = ("z", 0)
+    slot: str,
+    centre: Point,
+    half: Point,
+    rounding: float = 0.03,
+    turn: tuple[str, float] = ("z", 0),
 ) -> Part:
     """Rounded box by half extents, turned about one axis by degrees."""
     return Part("box", (*half, min(rounding, *half)), centre, _turn(*turn), slot)
 
 
 def cone(
-    slot: str, centre: Point, radii: tuple[float, float], half_height: float, axis: Point = (0, 0, 1)
+    slot: str,
+    centre: Point,
+    radii: tuple[float, float],
+    half_height: float,
+    axis: Point = (0, 0, 1),
 ) -> Part:
     """Capped cone (cylinder when the radii agree): bottom and top radius."""
     return Part("cone", (*radii, half_height, 0.0), centre, _frame(axis), slot)
@@ -192,7 +200,7 @@ class PartBatch:
         return shape, scene, slot, params, centre, frame
 
     def distances(self, points: Tensor) -> Tensor:
-        """Points [scenes, N, 3] -> signed distance to each part [scenes, parts, N]; inf at padding."""
+        """Points [scenes, N, 3] -> distance to each part [scenes, parts, N]; inf at padding."""
         out = points.new_full((self.num_scenes, self.num_parts, points.shape[1]), torch.inf)
         for shape, scene, slot, params, centre, frame in self._groups:
             local = torch.bmm(points[scene] - centre[:, None].to(points), frame.to(points))

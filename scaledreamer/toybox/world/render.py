@@ -27,7 +27,7 @@ RAY_CHUNK = 1 << 15
 
 @dataclass(frozen=True)
 class Look:
-    """What a prompt leaves open, per scene [B]; the default is the reference look of ground truth."""
+    """What a prompt leaves open, per scene [B]; `reference` is the look of ground truth."""
 
     light: Float[Tensor, "B 3"]
     """Unit direction towards the light, world frame."""
@@ -119,8 +119,8 @@ def render(
 ) -> Views:
     """Ground-truth images of B scenes through [B, V] cameras, on the CPU.
 
-    `background` is one grey or a colour per scene. The colour under partly covered pixels is that of
-    the surface point the ray passes nearest.
+    `background` is one grey or a colour per scene. The colour under partly covered pixels is that
+    of the surface point the ray passes nearest.
     """
     look = look or Look.reference(len(scenes))
     chunks = []

@@ -38,7 +38,7 @@ def mesh(scene: Scene, resolution: int = 96) -> trimesh.Trimesh:
     volume = distance.view(resolution, resolution, resolution).numpy()
     step = 2 / (resolution - 1)
     vertices, faces, _, _ = marching_cubes(
-        volume, 0.0, spacing=(step, step, step), gradient_direction="ascent"
+        volume, 0.0, spacing=(step, step, step), gradient_direction="descent"
     )
     vertices = torch.as_tensor(vertices.copy(), dtype=torch.float32) - 1
     colours = surface_colour([scene], vertices[None])[0].numpy()

@@ -1,0 +1,87 @@
+"""Prompts and scenes, both ways; splits by construction."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from scaledreamer.toybox.world import grammar
+from scaledreamer.toybox.world.grammar import Item, Scene
+
+
+def _corpus() -> list[str]:
+    return [prompt for split in grammar.SPLITS for prompt in grammar.prompts(split)]
+
+
+def test_every_prompt_survives_the_way_to_a_scene_and_back():
+    corpus = _corpus()
+    assert len(corpus) > 10_000
+    assert all(grammar.describe(grammar.parse(prompt)) == prompt for prompt in corpus)
+
+
+def test_splits_are_disjoint_and_hold_out_what_they_say():
+    splits = {split: set(grammar.prompts(split)) for split in grammar.SPLITS}
+    for first, second in itertools.combinations(splits.values(), 2):
+        assert not first & second
+    train = [grammar.parse(prompt) for prompt in splits["train"]]
+    seen_pairs = {(item.kind, item.colour) for scene in train for item in scene.items}
+    assert not seen_pairs & grammar.held_out_pairs()
+    held = [grammar.parse(prompt) for prompt in splits["unseen_pairing"]]
+    assert all(
+        any((item.kind, item.colour) in grammar.held_out_pairs() for item in scene.items)
+        for scene in held
+    )
+    trained_words = {word for prompt in splits["train"] for word in prompt.split()}
+    unseen_words = {word for prompt in splits["unseen_combination"] for word in prompt.split()}
+    assert unseen_words <= trained_words
+    assert 0.05 < len(splits["unseen_combination"]) / len(splits["train"]) < 0.2
+
+
+def test_next_to_is_one_scene_in_both_orders():
+    first = grammar.parse("a red mug next to a blue house")
+    assert first == grammar.parse("a blue house next to a red mug")
+    assert grammar.split_of("a blue house next to a red mug") == grammar.split_of(
+        "a red mug next to a blue house"
+    )
+
+
+def test_hard_swaps_are_distinct_and_start_with_the_exchange():
+    for prompt in _corpus()[::97]:
+        swaps = grammar.hard_swaps(prompt)
+        assert len(set(swaps)) == 10
+        assert prompt not in swaps
+        assert swaps == grammar.hard_swaps(prompt)
+    scene = "a yellow duck wearing a blue hat"
+    assert grammar.hard_swaps(scene)[0] == "a blue duck wearing a yellow hat"
+    stacked = grammar.hard_swaps("a green cactus on top of a purple box")
+    assert stacked[:3] == [
+        "a purple cactus on top of a green box",
+        "a purple box on top of a green cactus",
+        "a green box on top of a purple cactus",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ("a rde mug", "did you mean 'red'"),
+        ("a red mugg", "did you mean 'mug'"),
+        ("a red mug with a white roof", "its named part is 'handle'"),
+        ("a red mug wearing a blue hat", "wearer of a hat"),
+        ("a red mug on top of a blue tree", "unknown support"),
+        ("mug", "not a ToyBox caption"),
+    ],
+)
+def test_bad_prompts_name_the_word(prompt: str, message: str):
+    with pytest.raises(ValueError, match=message):
+        grammar.parse(prompt)
+
+
+def test_articles_and_plurals():
+    assert grammar.describe(Scene(Item("car", "orange", accent="black"))) == (
+        "an orange car with black wheels"
+    )
+    assert grammar.parse(" An  orange car WITH black wheels. ") == Scene(
+        Item("car", "orange", accent="black")
+    )
