@@ -43,7 +43,7 @@ def ring(
     fov_deg: float = 40.0,
 ) -> CameraBatch:
     """The same views of every scene, at one elevation: what previews and judges look through."""
-    azimuth = torch.tensor(azimuths_deg).expand(num_scenes, -1)
+    azimuth = torch.tensor(azimuths_deg, dtype=torch.float32).expand(num_scenes, -1)
     full = torch.full_like(azimuth, 1.0)
     return orbit(azimuth, full * elevation_deg, full * distance, full * fov_deg)
 

@@ -91,7 +91,8 @@ def _evaluate(options: argparse.Namespace) -> int:
     if options.output is not None:
         write_json(options.output / "results.json", results)
         for corpus, prompts in corpora.items():
-            _save_sheet(options.output / f"{corpus.replace(':', '_')}.png", prompts, images_of)
+            name = Path(corpus.replace(":", "/")).stem
+            _save_sheet(options.output / f"{name}.png", prompts, images_of)
     return 0
 
 

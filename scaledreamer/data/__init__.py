@@ -1,0 +1,1 @@
+"""Prompt corpora and the resumable loader."""

@@ -1,0 +1,1 @@
+"""Score-distillation losses on the Prior contract."""

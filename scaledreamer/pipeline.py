@@ -1,0 +1,260 @@
+"""Prompt -> field -> mesh.
+
+pipe = TextTo3D.from_pretrained()
+result = next(pipe.generate("a red mug with a white handle"))
+result.save("mug.glb")
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from scaledreamer import config
+from scaledreamer.encoders import clip_text
+from scaledreamer.interfaces import CameraBatch, Field, TextEncoder, Views
+from scaledreamer.mesh.colour import colour
+from scaledreamer.mesh.export import save
+from scaledreamer.mesh.isosurface import IsosurfaceConfig, isosurface
+from scaledreamer.mesh.surface import Surface
+from scaledreamer.rendering.volume import RenderConfig, render
+from scaledreamer.rng import StepRng
+from scaledreamer.storage import (
+    load_tensors,
+    normalise_text,
+    prompt_id,
+    read_json,
+    resolve_folder,
+    sha256_file,
+)
+
+_FORMAT = 1
+_WEIGHTS = ("ema.safetensors", "model.safetensors")
+_RENDERING = RenderConfig(num_stratified=32, num_importance=24)
+
+
+@dataclass(frozen=True)
+class GeneratorFolder:
+    """A generator on disk, found and checked against its manifest, but not loaded."""
+
+    path: Path
+    weights: Path
+    config: Mapping[str, Any]
+
+    @property
+    def beta(self) -> float:
+        """Softness of the surface that its last training renders had, metres."""
+        return float(self.config.get("rendering", {}).get("beta", 0.02))
+
+    @classmethod
+    def find(cls, spec: str) -> GeneratorFolder:
+        """From a generator or checkpoint folder, a run folder, or `toybox:generator`.
+
+        Raises: ValueError when there is none of them, or one that this version does not read.
+        """
+        folder = _newest_checkpoint(resolve_folder(spec))
+        if not (folder / "config.json").is_file():
+            raise ValueError(
+                f"checkpoint: got {spec}; expected config.json or checkpoints/latest in it"
+            )
+        _verify(folder, "config.json")
+        values = read_json(folder / "config.json")
+        kind = values.get("kind") if isinstance(values, dict) else None
+        if kind != "generator" or values.get("format") != _FORMAT:
+            found = f"kind {kind!r}, format {values.get('format')!r}" if kind else "another file"
+            raise ValueError(
+                f"checkpoint {folder}: config.json is {found}; expected a generator of format "
+                f"{_FORMAT}"
+            )
+        for key in ("generator", "encoder"):
+            if not isinstance(values.get(key), dict):
+                raise ValueError(f"checkpoint {folder}: config.json has no {key!r} section")
+        weights = [folder / name for name in _WEIGHTS if (folder / name).is_file()]
+        if not weights:
+            raise ValueError(f"checkpoint {folder}: has none of {', '.join(_WEIGHTS)}")
+        _verify(folder, weights[0].name)
+        return cls(folder, weights[0], values)
+
+    def load(self, encoder: TextEncoder, device: torch.device | str) -> nn.Module:
+        """The generator in float32, frozen.
+
+        Raises: ValueError for corrupt or unfitting weights, or another encoder than it was
+            trained with.
+        """
+        trained_with = self.config["encoder"].get("id")
+        if encoder.encoder_id != trained_with:
+            raise ValueError(
+                f"checkpoint {self.path}: trained with text encoder {trained_with}, got "
+                f"{encoder.encoder_id}; restore that encoder or train again"
+            )
+        fields = dict(self.config["generator"])
+        module = config.component_module("scaledreamer.generators", str(fields.pop("name", "")))
+        settings = config.build(module.Config, fields, where="generator")
+        generator = module.create(settings, encoder.token_dim, encoder.pooled_dim)
+        tensors = load_tensors(self.weights)
+        plain = {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
+        try:
+            generator.load_state_dict(plain)
+        except RuntimeError as error:
+            raise ValueError(
+                f"checkpoint {self.path}: {self.weights.name} does not fit its config.json "
+                f"({str(error).splitlines()[-1].strip()})"
+            ) from error
+        return generator.float().to(device).eval().requires_grad_(False)
+
+
+def _newest_checkpoint(folder: Path) -> Path:
+    """The checkpoint that a run folder's `latest` names, or the folder itself."""
+    root = folder / "checkpoints"
+    if not (root / "latest").is_file():
+        return folder
+    name = (root / "latest").read_text(encoding="utf-8").strip()
+    if not name or not (root / name).is_dir():
+        raise ValueError(f"run {folder}: checkpoints/latest names {name!r}, which is not there")
+    return root / name
+
+
+def _verify(folder: Path, name: str) -> None:
+    """Raises ValueError when the folder has a manifest and the file's hash differs from it."""
+    if not (folder / "manifest.json").is_file():
+        return
+    manifest = read_json(folder / "manifest.json")
+    files = manifest.get("files") if isinstance(manifest, dict) else None
+    if not isinstance(files, dict) or name not in files:
+        raise ValueError(f"checkpoint {folder}: manifest.json does not list {name}")
+    if sha256_file(folder / name) != files[name]:
+        raise ValueError(f"checkpoint {folder}: {name} is corrupt (its sha256 differs)")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of one prompt."""
+
+    prompt: str
+    mesh: Surface | None = None
+    """None when it failed."""
+    error: str | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """By stage: encode, generate, surface, colour."""
+    counts: Mapping[str, int] = field(default_factory=dict)
+    """vertices, faces, and the floaters dropped."""
+    unknown_words: Sequence[str] = ()
+    """Words that the encoder's vocabulary does not hold."""
+
+    def save(self, path: Path | str) -> None:
+        """Write the mesh as glb, obj, ply or stl, by the suffix."""
+        if self.mesh is None:
+            raise ValueError(f"no mesh of {self.prompt!r} to save: {self.error}")
+        save(self.mesh, path)
+
+
+class TextTo3D:
+    """A text encoder and a generator; call it for fields, or `generate` for meshes."""
+
+    def __init__(
+        self,
+        encoder: TextEncoder,
+        generator: nn.Module,
+        device: torch.device | str = "cpu",
+        beta: float = 0.02,
+    ) -> None:
+        self.encoder, self.generator, self.device = encoder, generator, torch.device(device)
+        self.beta = beta
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | Path = "toybox:generator", device: torch.device | str = "cpu"
+    ) -> TextTo3D:
+        """Load a generator folder, a checkpoint folder, or the newest checkpoint of a run.
+
+        Raises: ValueError when it is missing, corrupt, or made for another text encoder.
+        """
+        found = GeneratorFolder.find(str(folder))
+        encoder = clip_text.load(found.config["encoder"].get("folder", "toybox:clip"), device)
+        return cls(encoder, found.load(encoder, device), device, found.beta)
+
+    @torch.no_grad()
+    def __call__(self, prompts: str | Sequence[str], seed: int = 0) -> Field:
+        """One field over all the prompts as its scenes."""
+        texts = [prompts] if isinstance(prompts, str) else list(prompts)
+        return self._field(texts, seed, _Stopwatch(self.device))
+
+    @torch.no_grad()
+    def render(
+        self, prompts: Sequence[str], cameras: CameraBatch, size_px: int, seed: int = 0
+    ) -> Views:
+        """Volume-rendered views of B prompts through [B, V] cameras, on white."""
+        white = torch.ones(len(prompts), 3, device=self.device)
+        field = self(prompts, seed)
+        return render(field, cameras.to(self.device), white, _RENDERING, size_px, self.beta)
+
+    def generate(
+        self, prompts: str | Sequence[str], resolution: int = 96, seed: int = 0
+    ) -> Iterator[Result]:
+        """One result per prompt, in order; a prompt that fails does not end the others.
+
+        A prompt's mesh depends on it, `resolution` and `seed` alone, not on its neighbours.
+        Raises: ValueError for a resolution outside 16 to 512.
+        """
+        surfaces = IsosurfaceConfig(resolution=resolution)
+        texts = [prompts] if isinstance(prompts, str) else list(prompts)
+        return (self._generate_one(text, surfaces, seed) for text in texts)
+
+    @torch.inference_mode()
+    def _generate_one(self, text: str, surfaces: IsosurfaceConfig, seed: int) -> Result:
+        watch = _Stopwatch(self.device)
+        unknown = self.encoder.unknown_words(text)
+        try:
+            scene = self._field([text], seed, watch)
+            with watch("surface"):
+                mesh = isosurface(scene, surfaces, self.device)
+            with watch("colour"):
+                (coloured,) = colour(scene, mesh, self.device)
+        except ValueError as error:
+            return Result(text, None, str(error), watch.seconds, {}, unknown)
+        counts = {
+            "vertices": len(coloured.vertices),
+            "faces": len(coloured.faces),
+            "floaters_dropped": coloured.num_dropped,
+        }
+        return Result(text, coloured, None, watch.seconds, counts, unknown)
+
+    def _field(self, texts: Sequence[str], seed: int, watch: _Stopwatch) -> Field:
+        for text in texts:
+            if not normalise_text(text):
+                raise ValueError(f"prompt: got {text!r}; expected some words")
+        with watch("encode"):
+            embedding = self.encoder(texts).to(self.device)
+        with watch("generate"):
+            return self.generator(embedding, self._latent(texts, seed))
+
+    def _latent(self, texts: Sequence[str], seed: int) -> Tensor | None:
+        """Noise for generators whose config has a `latent_dim`, keyed by prompt, not by place."""
+        width = getattr(getattr(self.generator, "config", None), "latent_dim", 0)
+        if not width:
+            return None
+        keys = torch.tensor([int(prompt_id(text)[:15], 16) for text in texts])
+        return StepRng(seed, 0, keys.to(self.device)).normal("generate/latent", width)
+
+
+class _Stopwatch:
+    """Seconds per named stage, after the device has finished it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self.seconds[stage] = time.perf_counter() - start

@@ -1,0 +1,1 @@
+"""From a field, or a mesh, to images."""

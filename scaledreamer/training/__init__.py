@@ -1,0 +1,1 @@
+"""The training system: step, loop, checkpoints, logging."""

@@ -1,0 +1,124 @@
+"""The whole configuration of a training run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from scaledreamer.cameras import CameraDistribution
+from scaledreamer.config import Component, Constant, Linear, Schedule, component_module
+from scaledreamer.rendering.backgrounds import BackgroundDistribution
+from scaledreamer.rendering.volume import RenderConfig
+from scaledreamer.training.optimizer import OptimizerConfig
+
+GENERATORS = "scaledreamer.generators"
+PRIORS = "scaledreamer.priors"
+DISTILLERS = "scaledreamer.distillation"
+
+
+def _component(package: str, name: str, **fields: Any) -> Callable[[], Component]:
+    return lambda: Component(name, component_module(package, name).Config(**fields))
+
+
+def _require_positive(where: str, **values: int) -> None:
+    for name, value in values.items():
+        if value < 1:
+            key = f"{where}.{name}" if where else name
+            raise ValueError(f"{key}: got {value}; must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    every: int = 1000
+    """Steps between checkpoints; one more is written at the end and on Ctrl-C."""
+    keep_last: int = 2
+    """How many stay on disk."""
+
+    def __post_init__(self) -> None:
+        _require_positive("checkpoints", every=self.every, keep_last=self.keep_last)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogConfig:
+    every: int = 20
+    """Steps over which scalars are averaged into one record."""
+    image_every: int = 500
+    """Steps between image grids."""
+    image_px: int = 64
+    """Size of a grid's images."""
+    image_prompts: tuple[str, ...] = ()
+    """Prompts of the grid's rows; empty: the first four of the corpus."""
+    use_tensorboard: bool = True
+    """Write TensorBoard files beside metrics.jsonl."""
+
+    def __post_init__(self) -> None:
+        _require_positive(
+            "log", every=self.every, image_every=self.image_every, image_px=self.image_px
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    prompts: str = "toybox:train"
+    """Corpus: toybox:<split>, a .txt file (one prompt a line) or a .json file (with #name)."""
+    output: str = "runs/amortized"
+    """Run folder; relative to where the command is started."""
+    seed: int = 0
+    """Of weights, order and every draw."""
+    num_steps: int = 12_000
+    prompts_per_step: int = 4
+    """Per process."""
+    views_per_prompt: int = 2
+    """Per prompt and step."""
+    render_px: int = 32
+    """Size of the training renders; the prior resizes them to its own."""
+    num_points: int = 512
+    """Sample points per prompt on which the eikonal loss looks."""
+    encoder: str = "toybox:clip"
+    """Folder of the generator's text encoder; the prior has its own."""
+    generator: Annotated[Component, GENERATORS] = field(
+        default_factory=_component(GENERATORS, "hyper_triplane")
+    )
+    prior: Annotated[Component, PRIORS] = field(default_factory=_component(PRIORS, "unet"))
+    distiller: Annotated[Component, DISTILLERS] = field(
+        default_factory=_component(
+            DISTILLERS,
+            "asd",
+            guidance_scale=2.0,
+            t_min=Linear(0.5, 0.02, 0, 12_000),
+            t_max=Linear(0.98, 0.5, 0, 12_000),
+        )
+    )
+    render: RenderConfig = RenderConfig()
+    beta: Schedule = Linear(0.1, 0.02, 0, 6000)
+    """VolSDF's softness of the surface, in metres."""
+    cameras: CameraDistribution = CameraDistribution()
+    background: BackgroundDistribution | None = BackgroundDistribution()
+    """Null: the colours that the generator's own learned background gives."""
+    losses: dict[str, Schedule] = field(
+        default_factory=lambda: {
+            "eikonal": Constant(3.0),
+            "sparsity": Constant(0.0),
+            "opacity": Constant(0.0),
+        }
+    )
+    """Weights by name: the distiller's (1 when not named), eikonal, sparsity, opacity."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """Of generator and render (autocast); weights and losses are fp32. The prior has its own."""
+    checkpoints: CheckpointConfig = CheckpointConfig()
+    log: LogConfig = LogConfig()
+    num_threads: int | None = None
+    """CPU threads of one process; null leaves torch's choice."""
+
+    def __post_init__(self) -> None:
+        _require_positive(
+            "",
+            num_steps=self.num_steps,
+            prompts_per_step=self.prompts_per_step,
+            views_per_prompt=self.views_per_prompt,
+            render_px=self.render_px,
+            num_points=self.num_points,
+            num_threads=1 if self.num_threads is None else self.num_threads,
+        )

@@ -1,0 +1,97 @@
+"""One training step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from scaledreamer.interfaces import CameraBatch, Field, PromptBatch, Views
+from scaledreamer.rendering.volume import render
+from scaledreamer.rng import StepRng
+from scaledreamer.training.optimizer import learning_rate, set_learning_rate
+from scaledreamer.training.regularizers import REGULARIZERS, regularizers
+from scaledreamer.training.setup import Run
+
+
+def training_step(run: Run, batch: PromptBatch, step: int) -> dict[str, Tensor]:
+    """Makes update `step` (from 0); returns named scalars, detached.
+
+    Raises: FloatingPointError naming the losses or gradients that are not finite; then nothing is
+    updated.
+    """
+    config = run.config
+    rng = StepRng(config.seed, step, batch.sample_index.to(run.device))
+    weights = {name: schedule(step) for name, schedule in config.losses.items()}
+    rate = learning_rate(config.optimizer, step, config.num_steps)
+    set_learning_rate(run.optimizer, rate)
+
+    text = run.encoder(batch.texts)
+    cameras = config.cameras.sample(config.views_per_prompt, rng)
+    with run.autocast():
+        field = run.model(text, run.latent(rng))
+        views = render_views(run, field, cameras, rng)
+    latents = run.prior.encode(views.rgb.flatten(0, 1))
+    condition = run.prior.condition(batch.texts, cameras)
+    guide = run.distiller(latents, condition, step, rng)
+    losses = {**guide.losses, **regularizers(views, field, weights)}
+    loss = weighted_sum(losses, weights)
+
+    run.optimizer.zero_grad()
+    run.accelerator.backward(loss)
+    norm = clip_gradient(run.trainable, config.optimizer.grad_clip_norm)
+    require_finite(losses, norm, run.trainable)
+    run.optimizer.step()
+    run.ema.update(run.generator, step)
+    named = {f"loss/{name}": value for name, value in losses.items()}
+    stats = {f"stat/{name}": value for name, value in guide.stats.items()}
+    shown = {"gradient_norm": norm, "opacity": views.opacity.mean(), "lr": torch.tensor(rate)}
+    return {name: v.detach() for name, v in {"loss": loss, **named, **stats, **shown}.items()}
+
+
+def render_views(run: Run, field: Field, cameras: CameraBatch, rng: StepRng) -> Views:
+    """The step's training renders, on one background colour per scene or the learned one."""
+    config = run.config
+    return render(
+        field,
+        cameras,
+        config.background.sample(rng) if config.background else None,
+        config.render,
+        config.render_px,
+        config.beta(rng.step),
+        rng,
+        num_points=config.num_points if "eikonal" in config.losses else 0,
+    )
+
+
+def weighted_sum(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+    """Sum of weight * loss; a distiller's loss that no weight names counts once.
+
+    Raises: ValueError for a weight that names no loss.
+    """
+    for name in weights:
+        if name not in losses and name not in REGULARIZERS:
+            known = ", ".join(sorted({*losses, *REGULARIZERS}))
+            raise ValueError(f"losses.{name}: no such loss; this run has {known}")
+    return torch.stack([weights.get(name, 1.0) * value for name, value in losses.items()]).sum()
+
+
+def clip_gradient(module: nn.Module, max_norm: float | None) -> Tensor:
+    """Scales the gradients down to `max_norm`; returns the norm they had."""
+    limit = float("inf") if max_norm is None else max_norm
+    return nn.utils.clip_grad_norm_(module.parameters(), limit)
+
+
+def require_finite(losses: Mapping[str, Tensor], norm: Tensor, module: nn.Module) -> None:
+    """Raises FloatingPointError with the names of all losses and gradients that are not finite."""
+    total = torch.stack([value.detach() for value in losses.values()]).sum() + norm
+    if torch.isfinite(total):
+        return
+    wrong = [f"loss {name}" for name, value in losses.items() if not value.isfinite()]
+    wrong += [
+        f"gradient {name}"
+        for name, parameter in module.named_parameters()
+        if parameter.grad is not None and not parameter.grad.isfinite().all()
+    ]
+    raise FloatingPointError(f"not finite: {', '.join(wrong) or 'the sum of the losses'}")

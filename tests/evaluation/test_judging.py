@@ -1,0 +1,117 @@
+"""The protocol on scorers whose answers are known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from scaledreamer.cameras import ring
+from scaledreamer.evaluation import judging, protocol
+from scaledreamer.evaluation.ground_truth import image_scores, volume_iou
+from scaledreamer.interfaces import Views
+from scaledreamer.toybox.world import grammar, truth
+from scaledreamer.toybox.world.render import render
+
+PROMPTS = ["a red mug with a white handle", "a green cactus on top of a purple box"]
+
+
+class HashScorer:
+    """Texts are random unit vectors; an image names its text by its first pixel's red value."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self.texts = list(texts)
+
+    def text_features(self, texts: Sequence[str]) -> Tensor:
+        seeds = [int(grammar.prompt_id(text)[:8], 16) for text in texts]
+        rows = [torch.randn(64, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+        return torch.nn.functional.normalize(torch.stack(rows), dim=-1)
+
+    def image_features(self, images: Tensor) -> Tensor:
+        named = [self.texts[int(value)] for value in (images[:, 0, 0, 0] * 255).round()]
+        return self.text_features(named)
+
+
+def _images(numbers: list[list[int]]) -> Tensor:
+    images = torch.zeros(len(numbers), len(numbers[0]), 3, 4, 4)
+    images[:, :, 0, 0, 0] = torch.tensor(numbers) / 255
+    return images
+
+
+def test_recall_counts_the_views_whose_best_candidate_is_the_prompt():
+    scorer = HashScorer([*PROMPTS, grammar.hard_swaps(PROMPTS[0])[0]])
+    images = _images([[0, 0, 2, 2], [1, 1, 1, 0]])
+    judged = judging.judge(scorer, PROMPTS, images)
+    torch.testing.assert_close(judged.recall_at_1[0], torch.tensor(0.5))
+    # an image of another prompt that is no candidate: right only by luck
+    assert judged.recall_at_1[1] in (0.75, 1.0)
+    assert judged.similarity[1] < 1
+
+
+def test_candidates_are_a_hundred_distinct_with_the_hard_swaps():
+    chosen = judging.candidates(PROMPTS[0])
+    assert chosen[0] == PROMPTS[0]
+    assert len(set(chosen)) == 100
+    assert set(grammar.hard_swaps(PROMPTS[0])) <= set(chosen)
+    assert chosen == judging.candidates(PROMPTS[0])
+    assert chosen != judging.candidates(PROMPTS[0], seed=1)
+
+
+def test_ground_truth_scores_itself_perfectly_and_another_scene_worse():
+    exact = protocol.ground_truth_views(PROMPTS)
+    scores = image_scores(exact, exact)
+    torch.testing.assert_close(scores.silhouette_iou, torch.ones(2))
+    assert (scores.psnr_db > 90).all()
+    assert (scores.colour_error == 0).all()
+    other = image_scores(exact, protocol.ground_truth_views(PROMPTS[::-1]))
+    assert (other.silhouette_iou < 0.9).all()
+
+
+def test_silhouette_iou_of_shifted_squares():
+    def square(left: int) -> Views:
+        opacity = torch.zeros(1, 1, 8, 8)
+        opacity[..., 2:6, left : left + 4] = 1
+        rgb = torch.ones(1, 1, 3, 8, 8)
+        return Views(rgb=rgb, opacity=opacity, depth=opacity, normal=None)
+
+    scores = image_scores(square(1), square(3))
+    assert float(scores.silhouette_iou) == pytest.approx(8 / 24)
+
+
+def test_volume_iou_of_the_exact_field_is_one():
+    scenes = [grammar.parse(prompt) for prompt in PROMPTS]
+
+    class Exact:
+        density_kind = "sdf"
+        num_scenes = 2
+        structure = None
+
+        def geometry(self, points: Tensor) -> Tensor:
+            return truth.signed_distance(scenes, points)
+
+        def geometry_and_colour(self, points: Tensor) -> tuple[Tensor, Tensor]:
+            return self.geometry(points), torch.zeros_like(points)
+
+        def background(self, directions: Tensor) -> None:
+            return None
+
+    torch.testing.assert_close(volume_iou(Exact(), scenes, 16), torch.ones(2))
+
+
+def test_judged_views_show_both_objects_from_every_side():
+    """Neither of two neighbours is ever hidden: each colour keeps a share of the silhouette."""
+    scene = grammar.parse("a red box next to a blue tree")
+    views = render([scene], judging.cameras(1), 48)
+    rgb, solid = views.rgb[0], views.opacity[0] > 0.9
+    red = ((rgb[:, 0] > 2 * rgb[:, 2]) & solid).sum((1, 2)) / solid.sum((1, 2))
+    blue = ((rgb[:, 2] > 2 * rgb[:, 0]) & solid).sum((1, 2)) / solid.sum((1, 2))
+    assert red.min() > 0.1
+    assert blue.min() > 0.1
+
+
+def test_cameras_are_the_settled_eight():
+    views = judging.cameras(2)
+    expected = ring(2, (0, 45, 90, 135, 180, 225, 270, 315), 15.0)
+    torch.testing.assert_close(views.c2w, expected.c2w)
