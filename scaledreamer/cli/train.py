@@ -18,7 +18,7 @@ _QUICKSTART = Path(__file__).resolve().parents[2] / "configs" / "toybox" / "quic
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code 0, 2 for a user's error, 128 + signal when stopped."""
+    """Exit code 0, 1 for values that are not finite, 2 for a user's error, 128 + signal."""
     words = list(sys.argv[1:] if argv is None else argv)
     return run(lambda: _train(_parser().parse_intermixed_args(words), words))
 
@@ -58,7 +58,11 @@ def _train(options: argparse.Namespace, words: Sequence[str]) -> int:
         return 0
     from scaledreamer.training.loop import train
 
-    return train(config, options.resume, options.init_from, [*_program(), *words])
+    try:
+        return train(config, options.resume, options.init_from, [*_program(), *words])
+    except FloatingPointError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
 
 
 def _program() -> list[str]:

@@ -90,11 +90,10 @@ class HyperDecoder(nn.Module):
         )
         self.biases = nn.ParameterList(torch.zeros(outputs) for _, outputs in self.dims)
         self.down = nn.Linear(style_dim, rank)
-        self.up = nn.ModuleList(
-            nn.Linear(rank, (inputs + 1) * outputs, bias=False) for inputs, outputs in self.dims
-        )
-        for layer, scale in zip(self.up, scales, strict=True):
+        layers = [nn.Linear(rank, (a + 1) * b, bias=False) for a, b in self.dims]
+        for layer, scale in zip(layers, scales, strict=True):
             nn.init.normal_(layer.weight, std=0.3 * scale / math.sqrt(rank))
+        self.up = nn.ModuleList(layers)
 
     def forward(self, style: Tensor) -> MLPWeights:
         code = nn.functional.silu(self.down(style))

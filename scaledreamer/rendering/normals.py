@@ -12,23 +12,20 @@ from torch import Tensor
 
 from scaledreamer.interfaces import Field
 
-_TETRAHEDRON = ((1.0, -1.0, -1.0), (-1.0, -1.0, 1.0), (-1.0, 1.0, -1.0), (1.0, 1.0, 1.0))
-
 
 def finite_difference_gradient(
     field: Field, points: Float[Tensor, "B N 3"], eps: float = 0.01
 ) -> Float[Tensor, "B N 3"]:
-    """Gradient of `field.geometry` at points, from four evaluations at distance sqrt(3) eps each.
+    """Gradient of `field.geometry` at points by central differences of half-width eps, metres.
 
-    Second-order accurate in eps (metres); differentiable in the field's parameters. Runs without
-    autocast: a difference over eps does not survive bfloat16.
-    Source: Quilez, "Normals for an SDF", the tetrahedron technique.
+    Six evaluations, second-order accurate in eps, differentiable in the field's parameters. Runs
+    without autocast: a difference over eps does not survive bfloat16.
     """
-    corners = torch.tensor(_TETRAHEDRON, device=points.device, dtype=points.dtype)
-    shifted = points[:, None] + eps * corners[:, None]  # [B, 4, N, 3]
+    steps = eps * torch.eye(3, device=points.device, dtype=points.dtype)
+    shifted = points[:, None] + torch.cat((steps, -steps))[:, None]  # [B, 6, N, 3]
     with torch.autocast(points.device.type, enabled=False):
-        values = field.geometry(shifted.flatten(1, 2)).unflatten(1, (4, -1))
-        return torch.einsum("bkn,kc->bnc", values, corners) / (4.0 * eps)
+        values = field.geometry(shifted.flatten(1, 2)).unflatten(1, (2, 3, -1))
+    return (values[:, 0] - values[:, 1]).transpose(1, 2) / (2.0 * eps)
 
 
 def finite_difference_normal(

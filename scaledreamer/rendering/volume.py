@@ -29,12 +29,14 @@ class RenderConfig:
 
     num_stratified: int = 24
     """Evenly spread samples a ray, between its entry into the box and its exit."""
-    num_importance: int = 12
+    num_importance: int = 8
     """Further samples a ray, placed by the weights of the stratified ones; 0 for none."""
-    min_weight: float = 1e-3
-    """Samples that would weigh less count as empty: neither colour nor gradient is computed. What
-    they would have added to a pixel is below this number times the samples; 0 keeps all."""
-    chunk_rays: int = 16384
+    min_weight: float = 0.05
+    """Samples lighter than this share of the mean in an opaque ray (1 over the number of samples)
+    count as empty: neither colour nor gradient is computed for them, and a pixel loses at most
+    this much opacity. While gradients are recorded the share is of the scene's largest weight, so
+    that a fading scene keeps receiving them. 0 keeps all."""
+    chunk_rays: int = 8192
     """Rays a scene that are rendered at once where no gradient is recorded."""
     normal_eps: float = 0.01
     """Step of the finite differences, metres."""
@@ -42,13 +44,13 @@ class RenderConfig:
     def __post_init__(self) -> None:
         for name in ("num_stratified", "chunk_rays"):
             if getattr(self, name) < 1:
-                raise ValueError(f"rendering.{name}: got {getattr(self, name)}; at least 1")
+                raise ValueError(f"render.{name}: got {getattr(self, name)}; at least 1")
         if self.num_importance < 0:
-            raise ValueError(f"rendering.num_importance: got {self.num_importance}; at least 0")
+            raise ValueError(f"render.num_importance: got {self.num_importance}; at least 0")
         if not 0.0 <= self.min_weight < 1.0:
-            raise ValueError(f"rendering.min_weight: got {self.min_weight}; must lie in [0, 1)")
+            raise ValueError(f"render.min_weight: got {self.min_weight}; must lie in [0, 1)")
         if self.normal_eps <= 0:
-            raise ValueError(f"rendering.normal_eps: got {self.normal_eps}; must be positive")
+            raise ValueError(f"render.normal_eps: got {self.normal_eps}; must be positive")
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,7 @@ def render(
         for start in range(0, num_rays, chunk)
     ]
     rgb, opacity, depth, normal, tdist = (
-        None if items[0] is None else torch.cat(items, dim=1) for items in zip(*parts, strict=True)
+        torch.cat(items, dim=1) for items in zip(*parts, strict=True)
     )
     rgb = blend(rgb, opacity, _background(field, background, bundle.directions))
 
@@ -155,7 +157,7 @@ def render(
         rgb=image(rgb).movedim(-1, 2),
         opacity=image(opacity),
         depth=image(depth),
-        normal=None if normal is None else image(normal).movedim(-1, 2),
+        normal=image(normal).movedim(-1, 2) if with_normals else None,
         points=_subset(bundle, tdist, num_points, rng) if num_points else None,
     )
 
@@ -172,10 +174,14 @@ def _bundle(cameras: CameraBatch, size_px: int, rng: StepRng | None) -> _Rays:
 
 def _march(
     field: Field, bundle: _Rays, config: RenderConfig, beta: float, with_normals: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]:
-    """rgb [B, R, 3], opacity, depth [B, R], normal [B, R, 3] and sample distances [B, R, S]."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """rgb [B, R, 3], opacity, depth [B, R], normal [B, R, 3 or 0], sample distances [B, R, S]."""
+    is_training = torch.is_grad_enabled()
     with torch.no_grad():
-        tdist, is_kept = _place(field, bundle, config, beta)
+        tdist, weights = _place(field, bundle, config, beta)
+        largest = weights.amax(dim=(1, 2), keepdim=True) if is_training else 1.0
+        limit = largest * config.min_weight / tdist.shape[-1]
+        is_kept = (weights >= limit).flatten(1)
         edges = interval_edges(tdist, bundle.near, bundle.far)
         points = bundle.points(tdist)
     density, colours, packing = _evaluate(field, points, is_kept, beta)
@@ -185,7 +191,7 @@ def _march(
         colours.view(*tdist.shape, 3),
         tdist,
     )
-    normal = None
+    normal = out.rgb[..., :0]
     if with_normals:
         unit = finite_difference_normal(field, packing.pack(points), config.normal_eps)
         unit = packing.unpack(unit).view(*tdist.shape, 3)
@@ -194,7 +200,7 @@ def _march(
 
 
 def _place(field: Field, bundle: _Rays, config: RenderConfig, beta: float) -> tuple[Tensor, Tensor]:
-    """Sorted sample distances [B, R, S], and which samples [B, R * S] can be seen."""
+    """Sorted sample distances and, where they are needed, weights [B, R, S] in the picture."""
 
     def density_at(tdist: Tensor) -> Tensor:
         values = field.geometry(bundle.points(tdist))
@@ -203,7 +209,7 @@ def _place(field: Field, bundle: _Rays, config: RenderConfig, beta: float) -> tu
     near, far = bundle.near, bundle.far
     tdist = stratified(near, far, config.num_stratified, bundle.offsets[0])
     if config.num_importance == 0 and config.min_weight == 0:
-        return tdist, torch.ones_like(tdist, dtype=torch.bool).flatten(1)
+        return tdist, torch.ones_like(tdist)
     density = density_at(tdist)
     if config.num_importance:
         edges = interval_edges(tdist, near, far)
@@ -211,8 +217,7 @@ def _place(field: Field, bundle: _Rays, config: RenderConfig, beta: float) -> tu
         extra = resample(edges, weights, config.num_importance, bundle.offsets[1])
         tdist, order = torch.cat((tdist, extra), dim=-1).sort(dim=-1)
         density = torch.cat((density, density_at(extra)), dim=-1).gather(-1, order)
-    weights = _weights(density, interval_edges(tdist, near, far))
-    return tdist, (weights >= config.min_weight).flatten(1)
+    return tdist, _weights(density, interval_edges(tdist, near, far))
 
 
 def _weights(density: Tensor, edges: Tensor) -> Tensor:
@@ -233,7 +238,7 @@ def _evaluate(
 
 def _background(field: Field, colour: Tensor | None, directions: Tensor) -> Tensor:
     if colour is not None:
-        return colour[:, None].to(directions)
+        return colour[:, None].to(directions).expand_as(directions)
     learned = field.background(directions)
     if learned is None:
         raise ValueError("background: got None, and the field has no learned one; pass a colour")
