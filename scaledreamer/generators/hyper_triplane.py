@@ -15,6 +15,8 @@ from scaledreamer.generators._triplane import TriplaneField
 from scaledreamer.interfaces import MLPWeights, TextEmbedding, TriplaneStructure
 
 _HARMONICS = 9
+_CHANGE = 0.3
+"""Size of what an untrained hypernetwork adds to the shared weights, as a share of theirs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,8 +77,9 @@ class Config:
 class HyperDecoder(nn.Module):
     """Per-scene MLP weights: learned shared ones plus what a style adds to them.
 
-    Source: Ha et al., "HyperNetworks", 2017; the shared weights make the output of an untrained
-    hypernetwork a plain MLP.
+    The generating layers have unit gain and their output is scaled instead, so that Adam's step is
+    as small beside the generated weights as beside any others.
+    Source: Ha et al., "HyperNetworks", 2017; shared weights ours.
     """
 
     def __init__(self, dims: tuple[int, ...], style_dim: int, rank: int, out_scale: float) -> None:
@@ -90,17 +93,18 @@ class HyperDecoder(nn.Module):
         )
         self.biases = nn.ParameterList(torch.zeros(outputs) for _, outputs in self.dims)
         self.down = nn.Linear(style_dim, rank)
+        self.gains = tuple(_CHANGE * scale for scale in scales)
         layers = [nn.Linear(rank, (a + 1) * b, bias=False) for a, b in self.dims]
-        for layer, scale in zip(layers, scales, strict=True):
-            nn.init.normal_(layer.weight, std=0.3 * scale / math.sqrt(rank))
+        for layer in layers:
+            nn.init.normal_(layer.weight, std=1 / math.sqrt(rank))
         self.up = nn.ModuleList(layers)
 
     def forward(self, style: Tensor) -> MLPWeights:
         code = nn.functional.silu(self.down(style))
         weights, biases = [], []
-        layers = zip(self.dims, self.up, self.weights, self.biases, strict=True)
-        for (inputs, outputs), layer, weight, bias in layers:
-            change = layer(code).unflatten(-1, (inputs + 1, outputs))
+        layers = zip(self.dims, self.up, self.gains, self.weights, self.biases, strict=True)
+        for (inputs, outputs), layer, gain, weight, bias in layers:
+            change = gain * layer(code).unflatten(-1, (inputs + 1, outputs))
             weights.append(weight + change[:, :-1])
             biases.append(bias + change[:, -1])
         return MLPWeights(tuple(weights), tuple(biases))
