@@ -261,7 +261,7 @@ class Guidance:
 
     losses: Mapping[str, Tensor]
     """Named scalars; the loop weighs and adds them."""
-    stats: Mapping[str, Tensor] = field(default_factory=dict)
+    stats: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
     """Detached scalars for the log."""
 
 

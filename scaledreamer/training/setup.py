@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from scaledreamer.config import Component, component_module
 from scaledreamer.encoders import clip_text
 from scaledreamer.interfaces import Distiller, Field, Prior, TextEmbedding, TextEncoder
+from scaledreamer.kernels.cpu_memory import keep_freed_memory
 from scaledreamer.rng import StepRng
 from scaledreamer.training.config import DISTILLERS, GENERATORS, PRIORS, TrainConfig
 from scaledreamer.training.ema import Ema
@@ -78,6 +79,7 @@ def create_generator(config: TrainConfig, encoder: TextEncoder) -> nn.Module:
 
 def create_run(config: TrainConfig, accelerator: Accelerator) -> Run:
     """Raises: ValueError for folders that are missing or settings that do not fit together."""
+    keep_freed_memory()
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     encoder = clip_text.load(config.encoder, str(accelerator.device))

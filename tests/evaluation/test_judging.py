@@ -11,7 +11,7 @@ from torch import Tensor
 from scaledreamer.cameras import ring
 from scaledreamer.evaluation import judging, protocol
 from scaledreamer.evaluation.ground_truth import image_scores, volume_iou
-from scaledreamer.interfaces import Views
+from scaledreamer.interfaces import DensityKind, Views
 from scaledreamer.toybox.world import grammar, truth
 from scaledreamer.toybox.world.render import render
 
@@ -84,7 +84,7 @@ def test_volume_iou_of_the_exact_field_is_one():
     scenes = [grammar.parse(prompt) for prompt in PROMPTS]
 
     class Exact:
-        density_kind = "sdf"
+        density_kind: DensityKind = "sdf"
         num_scenes = 2
         structure = None
 

@@ -113,7 +113,9 @@ def test_render_of_a_box_agrees_with_marching_every_ray_by_brute_force():
     first = tdist[inside.float().argmax(-1)]
     assert ((views.opacity[0, 0] > 0.99) == hit).float().mean() > 0.99
     solid = (views.opacity[0, 0] > 0.99) & hit
-    torch.testing.assert_close(views.depth[0, 0][solid], first[solid], atol=0.02, rtol=0)  # a hit is within 2 mm
+    torch.testing.assert_close(
+        views.depth[0, 0][solid], first[solid], atol=0.02, rtol=0
+    )  # a hit is within 2 mm
 
 
 def test_normals_are_unit_outward_and_light_is_fixed_to_the_world():

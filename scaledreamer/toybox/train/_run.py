@@ -19,6 +19,7 @@ from rich.progress import (
 )
 from torch import Tensor, nn
 
+from scaledreamer.kernels.cpu_memory import keep_freed_memory
 from scaledreamer.storage import atomic_write, write_json
 
 StepFunction = Callable[[int, torch.Generator], Mapping[str, Tensor]]
@@ -40,6 +41,7 @@ class Run:
     ema: dict[str, Tensor] = field(init=False)
 
     def __post_init__(self) -> None:
+        keep_freed_memory()
         self.folder.mkdir(parents=True, exist_ok=True)
         self.optimizer = torch.optim.AdamW(
             self.module.parameters(), lr=self.learning_rate, betas=(0.9, 0.99), weight_decay=0.01

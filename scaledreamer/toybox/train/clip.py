@@ -170,7 +170,7 @@ def save(model: CLIPModel, role: str, folder: Path, facts: dict[str, object]) ->
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Train an embedded CLIP.")
     parser.add_argument("--role", choices=tuple(ROLES), required=True)
     parser.add_argument("--images", type=Path, default=Path("build/toybox/images"))
     parser.add_argument("--state", type=Path, default=Path("build/toybox"))

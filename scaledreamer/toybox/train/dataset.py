@@ -105,7 +105,7 @@ class Images:
     azimuth_deg: Tensor
     elevation_deg: Tensor
     distance: Tensor
-    prompts: Sequence[str]
+    prompts: list[str]
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -156,7 +156,7 @@ def view_word(azimuth_deg: Tensor | float, elevation_deg: Tensor | float) -> str
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Render the images of the embedded models.")
     parser.add_argument("--output", type=Path, default=Path("build/toybox/images"))
     parser.add_argument("--count", type=int, default=48_000)
     parser.add_argument("--size-px", type=int, default=32)

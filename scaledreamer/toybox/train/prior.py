@@ -44,7 +44,7 @@ def build_unet(text_width: int, widths: tuple[int, ...]) -> UNet2DConditionModel
         down_block_types=("DownBlock2D", *["CrossAttnDownBlock2D"] * (len(widths) - 1)),
         up_block_types=(*["CrossAttnUpBlock2D"] * (len(widths) - 1), "UpBlock2D"),
         layers_per_block=1,
-        attention_head_dim=tuple(width // 32 for width in widths),  # diffusers: number of heads
+        attention_head_dim=tuple(width // 32 for width in widths),  # type: ignore[arg-type]  # heads
         norm_num_groups=16,
         cross_attention_dim=text_width,
         class_embed_type="projection",
@@ -99,7 +99,8 @@ def train(images: Images, arguments: argparse.Namespace) -> UNet2DConditionModel
     encoder = clip_text.load("toybox:clip")
     scheduler = DDPMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction")
     unet = build_unet(encoder.token_dim, tuple(arguments.widths))
-    denoiser = Denoiser(unet.to(memory_format=torch.channels_last), encoder, scheduler)
+    unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    denoiser = Denoiser(unet, encoder, scheduler)
     run = Run(
         folder=arguments.state,
         module=denoiser,
@@ -123,12 +124,13 @@ def train(images: Images, arguments: argparse.Namespace) -> UNet2DConditionModel
 def save(unet: UNet2DConditionModel, folder: Path) -> None:
     """A diffusers pipeline folder, fp16; the text tower is the embedded CLIP's."""
     text_folder = resolve_folder("toybox:clip")
-    unet.half().to(memory_format=torch.contiguous_format).save_pretrained(folder / "unet")
+    unet.half().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    unet.save_pretrained(folder / "unet")
     DDPMScheduler(
         beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction"
     ).save_pretrained(folder / "scheduler")
     clip = CLIPModel.from_pretrained(text_folder)
-    tower = CLIPTextModelWithProjection(clip.config.text_config)
+    tower = CLIPTextModelWithProjection(clip.text_model.config)
     weights = {name: w for name, w in clip.state_dict().items() if name in tower.state_dict()}
     tower.load_state_dict(weights)
     tower.half().save_pretrained(folder / "text_encoder")
@@ -158,7 +160,7 @@ def save(unet: UNet2DConditionModel, folder: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Train the embedded prior.")
     parser.add_argument("--images", type=Path, default=Path("build/toybox/images"))
     parser.add_argument("--state", type=Path, default=Path("build/toybox/prior"))
     parser.add_argument("--output", type=Path, help="default: the package's weights folder")

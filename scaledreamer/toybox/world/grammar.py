@@ -19,7 +19,8 @@ from importlib import resources
 
 from scaledreamer.storage import normalise_text, prompt_id
 
-_VOCABULARY = json.loads(resources.files(__package__).joinpath("vocabulary.json").read_text())
+_FOLDER = resources.files("scaledreamer.toybox.world")
+_VOCABULARY = json.loads(_FOLDER.joinpath("vocabulary.json").read_text())
 PALETTE: dict[str, tuple[float, float, float]] = {
     name: (rgb[0], rgb[1], rgb[2]) for name, rgb in _VOCABULARY["colours"].items()
 }
