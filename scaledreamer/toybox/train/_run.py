@@ -90,8 +90,8 @@ class Run:
             before = self.averages.get(name, now)
             self.averages[name] = before + 0.02 * (now - before)
 
-    def train(self, step_function: StepFunction) -> None:
-        """Runs to `num_steps`. Step s draws from a generator seeded by (seed, s) alone."""
+    def train(self, step_function: StepFunction, until: int | None = None) -> None:
+        """Runs to `num_steps`, or stops and saves at step `until`. Step s draws from a generator seeded by (seed, s) alone."""
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -102,7 +102,8 @@ class Run:
         )
         with Progress(*columns) as progress:
             task = progress.add_task(self.folder.name, total=self.num_steps, shown="")
-            while self.step < self.num_steps:
+            last = self.num_steps if until is None else until
+            while self.step < last:
                 generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.step)
                 self._advance(step_function(self.step, generator))
                 shown = " ".join(f"{name} {value:.4f}" for name, value in self.averages.items())
@@ -110,7 +111,7 @@ class Run:
                 if self.step % 50 == 0:
                     with (self.folder / "metrics.jsonl").open("a") as log:
                         log.write(json.dumps({"step": self.step, **self.averages}) + "\n")
-                if self.step % self.save_every == 0 or self.step == self.num_steps:
+                if self.step % self.save_every == 0 or self.step == last:
                     self._save()
 
     def use_ema(self) -> None:
