@@ -1,7 +1,7 @@
 """Prompt -> field -> mesh.
 
 pipe = TextTo3D.from_pretrained()
-result = next(pipe.generate("a red mug with a white handle"))
+result = next(pipe.generate("a blue mug with a white handle"))
 result.save("mug.glb")
 """
 

@@ -165,6 +165,12 @@ def resolve_folder(spec: str) -> Path:
     return folder
 
 
+def cache_folder(name: str) -> Path:
+    """Where long work keeps what it can go on from: `$XDG_CACHE_HOME/scaledreamer/NAME`."""
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "scaledreamer" / name
+
+
 def normalise_text(text: str) -> str:
     """NFC form with every run of white space as one blank."""
     return " ".join(unicodedata.normalize("NFC", text).split())

@@ -207,3 +207,10 @@ def test_file_stem_reads_like_its_prompt() -> None:
     stem = file_stem("A red mug, with a white handle!")
     assert stem.startswith("a_red_mug_with_a_white_handle_")
     assert file_stem("日本").startswith("prompt_")
+
+
+def test_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert storage.cache_folder("toybox") == tmp_path / "scaledreamer" / "toybox"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert storage.cache_folder("x") == Path.home() / ".cache" / "scaledreamer" / "x"

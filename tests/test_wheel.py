@@ -35,7 +35,7 @@ def test_it_generates_a_mesh_outside_the_repository(wheel: Path, tmp_path: Path)
     site, work = tmp_path / "site", tmp_path / "work"
     work.mkdir()
     zipfile.ZipFile(wheel).extractall(site)
-    prompt = "a red mug with a white handle"
+    prompt = "a blue mug with a white handle"
     code = "import sys; from scaledreamer.cli.generate import main; sys.exit(main())"
     done = subprocess.run(
         [sys.executable, "-c", code, "--prompt", prompt, "--resolution", "48", "--output", "out"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import pytest
 
@@ -85,3 +86,17 @@ def test_articles_and_plurals():
     assert grammar.parse(" An  orange car WITH black wheels. ") == Scene(
         Item("car", "orange", accent="black")
     )
+
+
+def test_neighbours_turned_round_are_the_same_scene():
+    prompt = "a red house next to a green tree"
+    assert grammar.turned_round(prompt) == "a green tree next to a red house"
+    assert grammar.parse(grammar.turned_round(prompt)) == grammar.parse(prompt)
+    assert grammar.turned_round("a red mug") == "a red mug"
+
+
+def test_the_quickstart_asks_for_trained_prompts():
+    path = Path(__file__).parents[2] / "data" / "prompts" / "quickstart.txt"
+    lines = [line for line in path.read_text().splitlines() if not line.startswith("#")]
+    assert len(lines) >= 6
+    assert set(lines) <= set(grammar.prompts("train"))

@@ -91,7 +91,10 @@ class Run:
             self.averages[name] = before + 0.02 * (now - before)
 
     def train(self, step_function: StepFunction, until: int | None = None) -> None:
-        """Runs to `num_steps`, or stops and saves at step `until`. Step s draws from a generator seeded by (seed, s) alone."""
+        """Runs to `num_steps`, or stops and saves at step `until`.
+
+        Step s draws from a generator seeded by (seed, s) alone.
+        """
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -121,12 +124,18 @@ class Run:
                 p.copy_(self.ema[name])
 
 
+def _commit() -> str:
+    """Of the checkout this file lies in, "unknown" without one."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
 def write_card(folder: Path, title: str, facts: Mapping[str, object]) -> None:
     """`README.md` and `card.json` beside weights: what they are and how they came about."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
-    ).stdout.strip()
-    card = {**facts, "torch": torch.__version__, "commit": commit or "unknown"}
+    card = {**facts, "torch": torch.__version__, "commit": _commit()}
     write_json(folder / "card.json", card)
     rows = "\n".join(f"| {name} | {value} |" for name, value in card.items())
     with atomic_write(folder / "README.md") as file:

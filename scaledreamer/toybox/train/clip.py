@@ -22,13 +22,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
 
-from scaledreamer.storage import sha256_file
+from scaledreamer.storage import cache_folder, sha256_file, write_json
 from scaledreamer.toybox.train._run import Run, write_card
 from scaledreamer.toybox.train.dataset import Images
 from scaledreamer.toybox.world import grammar
 
 SPECIAL = ("<pad>", "<unk>", "<start>", "<end>")
 MAX_TOKENS = 20
+MEAN, STD = 0.5, 0.5
+"""Images enter the network as (x - MEAN) / STD."""
 ROLES = {
     "clip": {"seed": 1, "width": 160, "layers": 5, "patch": 8, "steps": 1200},
     "judge": {"seed": 2, "width": 192, "layers": 6, "patch": 4, "steps": 1500},
@@ -114,7 +116,7 @@ class Contrast(nn.Module):
         return F.normalize(self.model.text_projection(out.pooler_output).float(), dim=-1)
 
     def image(self, pixels: Tensor) -> Tensor:
-        out = self.model.vision_model(pixel_values=(pixels - 0.5) / 0.5)
+        out = self.model.vision_model(pixel_values=(pixels - MEAN) / STD)
         return F.normalize(self.model.visual_projection(out.pooler_output).float(), dim=-1)
 
     def forward(self, pixels: Tensor, texts: list[str], wrong: list[str]) -> dict[str, Tensor]:
@@ -162,6 +164,8 @@ def save(model: CLIPModel, role: str, folder: Path, facts: dict[str, object]) ->
     """fp16 weights, tokenizer and card in transformers' layout."""
     model.half().save_pretrained(folder, safe_serialization=True)
     build_tokenizer().save_pretrained(folder)
+    scaling = {"image_mean": [MEAN] * 3, "image_std": [STD] * 3}
+    write_json(folder / "preprocessor_config.json", scaling)
     write_card(
         folder,
         f"ToyBox CLIP ({role})",
@@ -172,8 +176,8 @@ def save(model: CLIPModel, role: str, folder: Path, facts: dict[str, object]) ->
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Train an embedded CLIP.")
     parser.add_argument("--role", choices=tuple(ROLES), required=True)
-    parser.add_argument("--images", type=Path, default=Path("build/toybox/images"))
-    parser.add_argument("--state", type=Path, default=Path("build/toybox"))
+    parser.add_argument("--images", type=Path, default=cache_folder("toybox/images"))
+    parser.add_argument("--state", type=Path, default=cache_folder("toybox"))
     parser.add_argument("--output", type=Path, help="default: the package's weights folder")
     parser.add_argument("--steps", type=int, help="default: the role's own")
     parser.add_argument("--batch", type=int, default=256)

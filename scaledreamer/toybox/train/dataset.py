@@ -1,6 +1,6 @@
 """Images for the embedded models: every prompt of ToyBox, seen once in a while from anywhere.
 
-python -m scaledreamer.toybox.train.dataset --output build/toybox/images --count 48000
+python -m scaledreamer.toybox.train.dataset --count 48000
 
 Stored in chunks (safetensors + the prompts as JSON), so an interrupted run continues. Foregrounds
 are premultiplied by their coverage: the background is drawn anew each time an image is used.
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from scaledreamer.cameras import CameraDistribution, orbit
 from scaledreamer.interfaces import CameraBatch
-from scaledreamer.storage import atomic_write, load_tensors, save_tensors
+from scaledreamer.storage import atomic_write, cache_folder, load_tensors, save_tensors
 from scaledreamer.toybox.world import grammar
 from scaledreamer.toybox.world.render import Look, render
 
@@ -137,14 +137,16 @@ class Images:
         return rgba[:, :3] + (1 - rgba[:, 3:]) * colour[:, :, None, None]
 
     def captions(self, rows: Tensor, generator: torch.Generator) -> list[str]:
-        """The prompts, a quarter of them with view words."""
-        add = torch.rand(len(rows), generator=generator) < VIEW_WORD_SHARE
-        return [
-            f"{self.prompts[row]}, {view_word(self.azimuth_deg[row], self.elevation_deg[row])}"
-            if named
-            else self.prompts[row]
-            for row, named in zip(rows.tolist(), add.tolist(), strict=True)
-        ]
+        """The prompts, neighbours in either order, a quarter of them with view words."""
+        draws = torch.rand(2, len(rows), generator=generator).tolist()
+        captions = []
+        for row, name_view, turn in zip(rows.tolist(), *draws, strict=True):
+            text = self.prompts[row]
+            text = grammar.turned_round(text) if turn < 0.5 else text
+            if name_view < VIEW_WORD_SHARE:
+                text += f", {view_word(self.azimuth_deg[row], self.elevation_deg[row])}"
+            captions.append(text)
+        return captions
 
 
 def view_word(azimuth_deg: Tensor | float, elevation_deg: Tensor | float) -> str:
@@ -157,7 +159,7 @@ def view_word(azimuth_deg: Tensor | float, elevation_deg: Tensor | float) -> str
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Render the images of the embedded models.")
-    parser.add_argument("--output", type=Path, default=Path("build/toybox/images"))
+    parser.add_argument("--output", type=Path, default=cache_folder("toybox/images"))
     parser.add_argument("--count", type=int, default=48_000)
     parser.add_argument("--size-px", type=int, default=32)
     parser.add_argument("--threads", type=int, default=2)

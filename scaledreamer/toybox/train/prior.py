@@ -27,7 +27,7 @@ from transformers import AutoTokenizer, CLIPModel, CLIPTextModelWithProjection
 from scaledreamer.encoders import clip_text
 from scaledreamer.interfaces import TextEncoder
 from scaledreamer.priors._cameras import NUM_FEATURES, camera_features
-from scaledreamer.storage import resolve_folder, sha256_file, write_json
+from scaledreamer.storage import cache_folder, resolve_folder, sha256_file, write_json
 from scaledreamer.toybox.train._run import Run, write_card
 from scaledreamer.toybox.train.dataset import CAMERAS, OVERHEAD_DEG, Images
 
@@ -161,8 +161,8 @@ def save(unet: UNet2DConditionModel, folder: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Train the embedded prior.")
-    parser.add_argument("--images", type=Path, default=Path("build/toybox/images"))
-    parser.add_argument("--state", type=Path, default=Path("build/toybox/prior"))
+    parser.add_argument("--images", type=Path, default=cache_folder("toybox/images"))
+    parser.add_argument("--state", type=Path, default=cache_folder("toybox/prior"))
     parser.add_argument("--output", type=Path, help="default: the package's weights folder")
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--batch", type=int, default=64)

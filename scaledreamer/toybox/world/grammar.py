@@ -139,6 +139,12 @@ def canonical(scene: Scene) -> Scene:
     return scene if rank[0] <= rank[1] else replace(scene, item=scene.other, other=scene.item)
 
 
+def turned_round(prompt: str) -> str:
+    """The same scene named from its other object, for "next to"; other prompts as they are."""
+    first, found, second = prompt.partition(" next to ")
+    return f"{second} next to {first}" if found else prompt
+
+
 def _all_scenes() -> Iterator[Scene]:
     pairs = [(first, second) for first in COLOURS for second in COLOURS if first != second]
     for kind in KIND_NAMES:
