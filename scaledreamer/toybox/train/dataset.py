@@ -29,7 +29,7 @@ CHUNK = 2000
 FORM_SHARES = {"plain": 0.15, "with": 0.30, "wearing": 0.10, "on top of": 0.20, "next to": 0.25}
 WHITE_SHARE = 0.4
 """Share of images on white; the others stand on a uniformly drawn colour."""
-VIEW_WORD_SHARE = 0.25
+VIEW_WORD_SHARE = 0.5
 OVERHEAD_DEG = 32.0
 CAMERAS = CameraDistribution()
 
@@ -137,7 +137,7 @@ class Images:
         return rgba[:, :3] + (1 - rgba[:, 3:]) * colour[:, :, None, None]
 
     def captions(self, rows: Tensor, generator: torch.Generator) -> list[str]:
-        """The prompts, neighbours in either order, a quarter of them with view words."""
+        """The prompts, neighbours in either order, half of them with view words."""
         draws = torch.rand(2, len(rows), generator=generator).tolist()
         captions = []
         for row, name_view, turn in zip(rows.tolist(), *draws, strict=True):

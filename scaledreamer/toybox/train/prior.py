@@ -32,7 +32,7 @@ from scaledreamer.toybox.train._run import Run, write_card
 from scaledreamer.toybox.train.dataset import CAMERAS, OVERHEAD_DEG, Images
 
 SIZE_PX, PATCH = 32, 2
-TEXT_DROPOUT, CAMERA_DROPOUT = 0.1, 0.25
+TEXT_DROPOUT, CAMERA_DROPOUT = 0.1, 0.35
 
 
 def build_unet(text_width: int, widths: tuple[int, ...]) -> UNet2DConditionModel:
