@@ -27,15 +27,16 @@ from scaledreamer.mesh.surface import Surface
 from scaledreamer.rendering.volume import RenderConfig, render
 from scaledreamer.rng import StepRng
 from scaledreamer.storage import (
+    FORMAT,
     load_tensors,
+    newest_checkpoint,
     normalise_text,
     prompt_id,
     read_json,
     resolve_folder,
-    sha256_file,
+    verify_files,
 )
 
-_FORMAT = 1
 _WEIGHTS = ("ema.safetensors", "model.safetensors")
 _RENDERING = RenderConfig(num_stratified=32, num_importance=24)
 
@@ -57,21 +58,31 @@ class GeneratorFolder:
     def find(cls, spec: str) -> GeneratorFolder:
         """From a generator or checkpoint folder, a run folder, or `toybox:generator`.
 
+        Of a run it is the newest checkpoint, or with a warning the one before when it is damaged.
         Raises: ValueError when there is none of them, or one that this version does not read.
         """
-        folder = _newest_checkpoint(resolve_folder(spec))
-        if not (folder / "config.json").is_file():
+        folder = resolve_folder(spec)
+        if (folder / "config.json").is_file():
+            return cls._read(folder)
+        found = newest_checkpoint(folder, cls._read)
+        if found is None:
             raise ValueError(
-                f"checkpoint: got {spec}; expected config.json or checkpoints/latest in it"
+                f"checkpoint: got {spec}; expected config.json, or a run's checkpoints, in it"
             )
-        _verify(folder, "config.json")
+        return found
+
+    @classmethod
+    def _read(cls, folder: Path) -> GeneratorFolder:
+        has_manifest = (folder / "manifest.json").is_file()
+        if has_manifest:
+            verify_files(folder, ("config.json",))
         values = read_json(folder / "config.json")
         kind = values.get("kind") if isinstance(values, dict) else None
-        if kind != "generator" or values.get("format") != _FORMAT:
+        if kind != "generator" or values.get("format") != FORMAT:
             found = f"kind {kind!r}, format {values.get('format')!r}" if kind else "another file"
             raise ValueError(
                 f"checkpoint {folder}: config.json is {found}; expected a generator of format "
-                f"{_FORMAT}"
+                f"{FORMAT}"
             )
         for key in ("generator", "encoder"):
             if not isinstance(values.get(key), dict):
@@ -79,7 +90,8 @@ class GeneratorFolder:
         weights = [folder / name for name in _WEIGHTS if (folder / name).is_file()]
         if not weights:
             raise ValueError(f"checkpoint {folder}: has none of {', '.join(_WEIGHTS)}")
-        _verify(folder, weights[0].name)
+        if has_manifest:
+            verify_files(folder, (weights[0].name,))
         return cls(folder, weights[0], values)
 
     def load(self, encoder: TextEncoder, device: torch.device | str) -> nn.Module:
@@ -108,29 +120,6 @@ class GeneratorFolder:
                 f"({str(error).splitlines()[-1].strip()})"
             ) from error
         return generator.float().to(device).eval().requires_grad_(False)
-
-
-def _newest_checkpoint(folder: Path) -> Path:
-    """The checkpoint that a run folder's `latest` names, or the folder itself."""
-    root = folder / "checkpoints"
-    if not (root / "latest").is_file():
-        return folder
-    name = (root / "latest").read_text(encoding="utf-8").strip()
-    if not name or not (root / name).is_dir():
-        raise ValueError(f"run {folder}: checkpoints/latest names {name!r}, which is not there")
-    return root / name
-
-
-def _verify(folder: Path, name: str) -> None:
-    """Raises ValueError when the folder has a manifest and the file's hash differs from it."""
-    if not (folder / "manifest.json").is_file():
-        return
-    manifest = read_json(folder / "manifest.json")
-    files = manifest.get("files") if isinstance(manifest, dict) else None
-    if not isinstance(files, dict) or name not in files:
-        raise ValueError(f"checkpoint {folder}: manifest.json does not list {name}")
-    if sha256_file(folder / name) != files[name]:
-        raise ValueError(f"checkpoint {folder}: {name} is corrupt (its sha256 differs)")
 
 
 @dataclass(frozen=True)

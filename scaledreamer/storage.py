@@ -9,15 +9,22 @@ import re
 import secrets
 import shutil
 import unicodedata
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, TypeVar
 
 import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+T = TypeVar("T")
+
+FORMAT = 1
+"""Version of checkpoint and generator folders, in their config.json and manifest.json."""
+
+_CHECKPOINT = re.compile(r"step_\d{8,}")
 _WEIGHTS = Path(__file__).parent / "toybox" / "weights"
 _PREFIX = "toybox:"
 
@@ -163,6 +170,71 @@ def resolve_folder(spec: str) -> Path:
     if not folder.is_dir():
         raise ValueError(f"got folder {spec!r}; no such folder; give a path or {_PREFIX}NAME")
     return folder
+
+
+def read_manifest(folder: Path) -> dict[str, str]:
+    """File name -> sha256, as the folder's manifest.json lists them.
+
+    Raises: ValueError when there is none, or it is malformed or of another format.
+    """
+    if not (folder / "manifest.json").is_file():
+        raise ValueError(f"checkpoint {folder}: no manifest.json; name a complete checkpoint")
+    manifest = read_json(folder / "manifest.json")
+    files = manifest.get("files") if isinstance(manifest, dict) else None
+    if not isinstance(files, dict) or not all(isinstance(one, str) for one in files.values()):
+        raise ValueError(
+            f"checkpoint {folder}: manifest.json does not list files; use another checkpoint"
+        )
+    if manifest.get("format") != FORMAT:
+        raise ValueError(
+            f"checkpoint {folder}: manifest.json is of format {manifest.get('format')!r}; this "
+            f"version reads {FORMAT}"
+        )
+    return files
+
+
+def verify_files(folder: Path, names: Iterable[str]) -> None:
+    """Raises ValueError unless the manifest lists each file and its hash agrees."""
+    files = read_manifest(folder)
+    for name in names:
+        if name not in files:
+            problem = f"manifest.json does not list {name}"
+        elif not (folder / name).is_file():
+            problem = f"{name} is missing"
+        elif sha256_file(folder / name) != files[name]:
+            problem = f"{name} is damaged"
+        else:
+            continue
+        raise ValueError(f"checkpoint {folder}: {problem}; use another checkpoint")
+
+
+def newest_checkpoint(run_folder: Path, read: Callable[[Path], T]) -> T | None:
+    """What `read` makes of a run's newest checkpoint; None when the run has no readable one.
+
+    Where `read` raises ValueError it warns and goes on with the checkpoint before.
+    """
+    for folder in checkpoint_folders(run_folder):
+        try:
+            return read(folder)
+        except ValueError as error:
+            warnings.warn(f"{error}; trying the one before", stacklevel=3)
+    return None
+
+
+def checkpoint_folders(run_folder: Path) -> list[Path]:
+    """Newest first: the one `latest` names, those of fewer steps, then a left branch's later ones.
+
+    Going back to an older checkpoint leaves folders of more steps behind; they are the oldest news.
+    """
+    root = run_folder / "checkpoints"
+    if not root.is_dir():
+        return []
+    found = (path for path in root.iterdir() if path.is_dir())
+    steps = {path: int(path.name[5:]) for path in found if _CHECKPOINT.fullmatch(path.name)}
+    pointer = root / "latest"
+    latest = pointer.read_text(encoding="utf-8").strip() if pointer.is_file() else ""
+    top = int(latest[5:]) if _CHECKPOINT.fullmatch(latest) else max(steps.values(), default=0)
+    return sorted(steps, key=lambda path: (steps[path] <= top, steps[path]), reverse=True)
 
 
 def cache_folder(name: str) -> Path:

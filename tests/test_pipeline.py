@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -52,13 +53,20 @@ def test_step_and_run_folders_are_found(folder: Path, tmp_path: Path) -> None:
     root = tmp_path / "run" / "checkpoints"
     root.mkdir(parents=True)
     step = folder.rename(root / "step_00000003")
-    with pytest.raises(ValueError, match=r"expected config\.json or checkpoints/latest"):
-        GeneratorFolder.find(str(root.parent))
     (root / "latest").write_text("step_00000003\n")
     assert GeneratorFolder.find(str(root.parent)).path == step
     assert GeneratorFolder.find(str(step)).path == step
+    newer = root / "step_00000004"
+    shutil.copytree(step, newer)
     (root / "latest").write_text("step_00000004\n")
-    with pytest.raises(ValueError, match="latest names 'step_00000004', which is not there"):
+    assert GeneratorFolder.find(str(root.parent)).path == newer
+    cut_weights(newer)
+    with pytest.warns(UserWarning, match="step_00000004: ema.safetensors is damaged"):
+        assert GeneratorFolder.find(str(root.parent)).path == step
+    shutil.rmtree(newer)
+    assert GeneratorFolder.find(str(root.parent)).path == step
+    shutil.rmtree(step)
+    with pytest.raises(ValueError, match=r"expected config\.json, or a run's checkpoints"):
         GeneratorFolder.find(str(root.parent))
 
 
@@ -95,9 +103,9 @@ def other_encoder(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (cut_weights, r"ema\.safetensors is corrupt"),
-        (lambda f: (f / "config.json").write_text("{}"), r"config\.json is corrupt"),
-        (lambda f: (f / "manifest.json").write_text("{}"), "manifest.json does not list"),
+        (cut_weights, r"ema\.safetensors is damaged"),
+        (lambda f: (f / "config.json").write_text("{}"), r"config\.json is damaged"),
+        (lambda f: (f / "manifest.json").write_text("{}"), "manifest.json does not list files"),
         (lambda f: (f / "config.json").unlink(), r"expected config\.json"),
         (lambda f: (f / "ema.safetensors").unlink(), "has none of ema.safetensors, model"),
         (lambda f: change(f, format=2), "format 2; expected a generator of format 1"),

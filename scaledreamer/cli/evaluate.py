@@ -5,25 +5,33 @@ from __future__ import annotations
 import argparse
 import json
 import random
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
+from torch.nn import functional as F
 
+from scaledreamer.cameras import ring
+from scaledreamer.cli._output import DEVICES, choose_device, writable_folder
 from scaledreamer.cli.errors import Parser, run
 from scaledreamer.data.corpus import load_prompts
 from scaledreamer.encoders import clip_score
-from scaledreamer.evaluation import protocol
+from scaledreamer.evaluation import judging, protocol
 from scaledreamer.pipeline import TextTo3D
 from scaledreamer.priors import unet
 from scaledreamer.rendering.sheet import contact_sheet
 from scaledreamer.storage import atomic_write, write_json
-from scaledreamer.toybox.world.grammar import SPLITS
+from scaledreamer.toybox.world.grammar import SPLITS, parse
 
 _SHEET_ROWS = 12
+_SHEET_PX = 128
+_SHEET_AZIMUTHS_DEG = (0.0, 90.0, 180.0, 270.0)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,13 +43,14 @@ def _parser() -> argparse.ArgumentParser:
         prog="scaledreamer evaluate",
         description="R@1 among 100 candidates beside the judge's ceiling, and ground-truth scores.",
     )
-    parser.add_argument(
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument(
         "--checkpoint",
         default="toybox:generator",
         metavar="FOLDER",
         help="a run or generator folder",
     )
-    parser.add_argument(
+    source.add_argument(
         "--prior",
         metavar="FOLDER",
         help="judge samples of this prior (toybox:prior) instead of a generator",
@@ -58,56 +67,74 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--count", type=int, default=64, help="prompts a corpus, drawn by --seed")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="results.json and sheets")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--judge", default="toybox:judge", metavar="FOLDER", help="a CLIP folder")
+    parser.add_argument("--device", choices=DEVICES, default="auto")
     return parser
 
 
-def _draw(corpus: str, count: int, seed: int) -> list[str]:
-    prompts = load_prompts(corpus)
-    return random.Random(seed).sample(prompts, min(count, len(prompts)))
-
-
 def _evaluate(options: argparse.Namespace) -> int:
-    if options.count < 1:
-        raise ValueError(f"--count: got {options.count}; at least 1")
+    for name in ("count", "sampling_steps"):
+        if getattr(options, name) < 1:
+            flag = name.replace("_", "-")
+            raise ValueError(f"--{flag}: got {getattr(options, name)}; at least 1")
     corpora = {corpus: _draw(corpus, options.count, options.seed) for corpus in options.prompts}
-    scorer = clip_score.load("toybox:judge", options.device)
-    images_of = _images_of(options)
-    results = {}
-    console = Console(stderr=True)
-    with Progress(console=console) as progress:
-        task = progress.add_task("judging", total=sum(map(len, corpora.values())))
-        for corpus, prompts in corpora.items():
-            scores = protocol.evaluate(
-                scorer, prompts, images_of, lambda done: progress.advance(task, done)
-            )
-            results[corpus] = {
-                **scores.summary(),
-                "per_prompt": dict(
-                    zip(prompts, scores.judgement.recall_at_1.tolist(), strict=True)
-                ),
-            }
+    device = choose_device(options.device)
+    with ExitStack() as stack:
+        if options.output is not None:
+            stack.enter_context(writable_folder(options.output))
+        images_of = _images_of(options, device)
+        scorer = clip_score.load(options.judge, device)
+        progress = stack.enter_context(Progress(console=Console(stderr=True)))
+        results = _judge(scorer, corpora, images_of, progress)
+        if options.output is not None:
+            write_json(options.output / "results.json", results)
+            names = _sheet_names(corpora)
+            for corpus in progress.track(list(corpora), description="drawing sheets"):
+                path = options.output / f"{names[corpus]}.png"
+                _save_sheet(path, corpora[corpus][:_SHEET_ROWS], images_of)
     _print_table(results)
-    if options.output is not None:
-        write_json(options.output / "results.json", results)
-        for corpus, prompts in corpora.items():
-            name = Path(corpus.replace(":", "/")).stem
-            _save_sheet(options.output / f"{name}.png", prompts, images_of)
     return 0
 
 
-def _images_of(options: argparse.Namespace):
+def _draw(corpus: str, count: int, seed: int) -> list[str]:
+    """Prompts of a corpus, drawn at random. Raises: ValueError for one that has no scene."""
+    prompts = load_prompts(corpus)
+    drawn = random.Random(seed).sample(prompts, min(count, len(prompts)))
+    for prompt in drawn:
+        parse(prompt)
+    return drawn
+
+
+def _images_of(options: argparse.Namespace, device: str) -> protocol.ImagesOf:
     if options.prior is None:
-        return protocol.generator_views(
-            TextTo3D.from_pretrained(options.checkpoint, options.device)
-        )
-    prior = unet.create(unet.Config(folder=options.prior), options.device)
-    return lambda prompts: protocol.prior_images(
-        prior, prompts, options.sampling_steps, options.guidance_scale, options.seed
+        return TextTo3D.from_pretrained(options.checkpoint, device).render
+    prior = unet.create(unet.Config(folder=options.prior), device)
+    return protocol.prior_images(
+        prior, options.sampling_steps, options.guidance_scale, options.seed
     )
 
 
-def _print_table(results: dict[str, dict]) -> None:
+def _judge(
+    scorer: clip_score.ClipScorer,
+    corpora: dict[str, list[str]],
+    images_of: protocol.ImagesOf,
+    progress: Progress,
+) -> dict[str, dict[str, Any]]:
+    task = progress.add_task("judging", total=sum(map(len, corpora.values())))
+    results = {}
+    for corpus, prompts in corpora.items():
+        scores = protocol.evaluate(
+            scorer, prompts, images_of, lambda done: progress.advance(task, done)
+        )
+        recall = scores.judgement.recall_at_1.tolist()
+        results[corpus] = {
+            **scores.summary(),
+            "per_prompt": dict(zip(prompts, recall, strict=True)),
+        }
+    return results
+
+
+def _print_table(results: dict[str, dict[str, Any]]) -> None:
     columns = [name for name in next(iter(results.values())) if name != "per_prompt"]
     table = Table("corpus", *columns)
     for corpus, row in results.items():
@@ -117,17 +144,25 @@ def _print_table(results: dict[str, dict]) -> None:
     console.print_json(json.dumps({k: {n: v[n] for n in columns} for k, v in results.items()}))
 
 
-def _save_sheet(path: Path, prompts: Sequence[str], images_of) -> None:
-    """Every other judged view of the first prompts, ground truth to the right."""
-    shown = list(prompts[:_SHEET_ROWS])
-    made = images_of(shown)
-    images = made if isinstance(made, torch.Tensor) else made.rgb
-    images = torch.nn.functional.interpolate(images.flatten(0, 1), protocol.SIZE_PX)
-    images = images.unflatten(0, (len(shown), -1))
-    exact = protocol.ground_truth_views(shown).rgb
-    rows = [
-        (prompt, torch.cat((mine[::2], true[::2])))
-        for prompt, mine, true in zip(shown, images, exact, strict=True)
-    ]
+def _sheet_names(corpora: Iterable[str]) -> dict[str, str]:
+    """A file name for each: the split, or the file's stem and the list's name; never one twice."""
+    names: dict[str, str] = {}
+    for corpus in corpora:
+        source, _, key = corpus.partition("#")
+        stem = Path(source.removeprefix("toybox:")).stem
+        base = re.sub(r"[^\w.-]+", "_", f"{stem}-{key}" if key else stem)
+        free = (base, *(f"{base}-{number}" for number in range(2, 3 + len(names))))
+        names[corpus] = next(name for name in free if name not in names.values())
+    return names
+
+
+def _save_sheet(path: Path, prompts: Sequence[str], images_of: protocol.ImagesOf) -> None:
+    """Four views of each prompt, ground truth to the right."""
+    cameras = ring(1, _SHEET_AZIMUTHS_DEG, judging.ELEVATION_DEG)
+    rows = []
+    for prompt in prompts:
+        mine = protocol.rgb_of(images_of([prompt], cameras, _SHEET_PX))[0].cpu()
+        exact = protocol.ground_truth_views([prompt], cameras, _SHEET_PX).rgb[0]
+        rows.append((prompt, torch.cat((F.interpolate(mine, _SHEET_PX), exact))))
     with atomic_write(path, "wb") as file:
         contact_sheet(rows).save(file, "PNG")

@@ -6,10 +6,8 @@ import argparse
 import json
 import random
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from scaledreamer.cameras import ring
+from scaledreamer.cli._output import DEVICES, choose_device, writable_folder
 from scaledreamer.cli.errors import Parser, run
+from scaledreamer.data.corpus import prompt_lines
 from scaledreamer.mesh.export import FORMATS
 from scaledreamer.mesh.isosurface import IsosurfaceConfig
 from scaledreamer.mesh.surface import Surface
@@ -41,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="generate", description="Turn prompts into coloured, watertight meshes.")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--prompt", action="append", metavar="TEXT", help="may be repeated")
-    source.add_argument("--prompts", metavar="FILE", help="one prompt per line; - reads stdin")
+    source.add_argument("--prompts", metavar="FILE", help="one a line, # comments; - reads stdin")
     source.add_argument("--examples", action="store_true", help="print some prompts and exit")
     parser.add_argument(
         "--checkpoint",
@@ -53,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=["glb"], metavar="FORMAT")
     parser.add_argument("--resolution", type=int, default=96, help="16 to 512 (default 96)")
     parser.add_argument("--preview", action="store_true", help="also a PNG of four views each")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--device", choices=DEVICES, default="auto")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="a report on stdout instead of paths")
     return parser
@@ -64,9 +64,9 @@ def _generate(options: argparse.Namespace) -> int:
         return _print_examples(options.seed)
     prompts = _read_prompts(options)
     IsosurfaceConfig(resolution=options.resolution)
-    device = _choose_device(options.device)
+    device = choose_device(options.device)
     GeneratorFolder.find(options.checkpoint)
-    with _writable_folder(options.output) as folder:
+    with writable_folder(options.output) as folder:
         start = time.perf_counter()
         pipe = TextTo3D.from_pretrained(options.checkpoint, device)
         seconds_load = time.perf_counter() - start
@@ -106,8 +106,8 @@ def _generate(options: argparse.Namespace) -> int:
 def _read_prompts(options: argparse.Namespace) -> list[str]:
     """The prompts, each once."""
     if options.prompt is not None:
-        lines, where = options.prompt, "--prompt"
-        if not all(map(normalise_text, lines)):
+        prompts, where = list(map(normalise_text, options.prompt)), "--prompt"
+        if not all(prompts):
             raise ValueError("--prompt: got an empty text; describe an object")
     else:
         where = f"--prompts {options.prompts}"
@@ -116,36 +116,10 @@ def _read_prompts(options: argparse.Namespace) -> list[str]:
             text = sys.stdin.read() if is_stdin else Path(options.prompts).read_text("utf-8")
         except UnicodeDecodeError as error:
             raise ValueError(f"{where}: not UTF-8 text ({error.reason})") from error
-        lines = text.splitlines()
-    prompts = {prompt_id(line): normalise_text(line) for line in lines if normalise_text(line)}
+        prompts = prompt_lines(text)
     if not prompts:
         raise ValueError(f"{where}: holds no prompts; write one per line")
-    return list(prompts.values())
-
-
-def _choose_device(name: str) -> str:
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device: got cuda, but no CUDA device is available; use cpu or auto")
-    return name
-
-
-@contextmanager
-def _writable_folder(path: Path) -> Iterator[Path]:
-    """The folder, made where missing; what was made goes again if nothing was written to it."""
-    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=path).close()
-    except OSError as error:
-        raise ValueError(f"--output {path}: cannot write there ({error.strerror})") from error
-    try:
-        yield path
-    finally:
-        for folder in missing:
-            if not any(folder.iterdir()):
-                folder.rmdir()
+    return list(dict.fromkeys(prompts))
 
 
 def _progress(console: Console, num_prompts: int) -> Progress:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib.util import find_spec
@@ -12,7 +14,7 @@ from pathlib import Path
 
 from scaledreamer.cli.errors import Parser, run
 from scaledreamer.config import load_config
-from scaledreamer.training.config import TrainConfig
+from scaledreamer.training.config import TrainConfig, cut_schedules
 
 _QUICKSTART = Path(__file__).resolve().parents[2] / "configs" / "toybox" / "quickstart.yaml"
 
@@ -24,7 +26,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="train", description="Train a prompt-amortized text-to-3D generator.")
+    parser = Parser(
+        prog="train",
+        description="Train a prompt-amortized text-to-3D generator.",
+        allow_abbrev=False,  # the resume command is found by the options' whole names
+    )
     parser.add_argument(
         "--config",
         type=Path,
@@ -51,6 +57,12 @@ def _train(options: argparse.Namespace, words: Sequence[str]) -> int:
     config = load_config(TrainConfig, options.config, options.overrides)
     if options.output is not None:
         config = replace(config, output=options.output)
+    if cut := cut_schedules(config):
+        verb = "ends" if len(cut) == 1 else "end"
+        warnings.warn(
+            f"{', '.join(cut)}: {verb} after the last step, {config.num_steps}; lower to_step",
+            stacklevel=2,
+        )
     if options.dry_run:
         from scaledreamer.training.dry_run import dry_run
 
@@ -70,7 +82,10 @@ def _program() -> list[str]:
     started = sys.argv[0]
     if not started.endswith(".py"):
         return ["scaledreamer", "train"]
-    launcher = (
-        ["accelerate", "launch"] if "ACCELERATE_MIXED_PRECISION" in os.environ else ["python"]
-    )
-    return [*launcher, os.path.relpath(started)]
+    found = shutil.which("python")
+    is_plain = found is not None and os.path.abspath(found) == os.path.abspath(sys.executable)
+    python = "python" if is_plain else os.path.relpath(sys.executable)
+    if "ACCELERATE_MIXED_PRECISION" not in os.environ:
+        return [python, os.path.relpath(started)]
+    launcher = ["accelerate"] if is_plain else [python, "-m", "accelerate.commands.accelerate_cli"]
+    return [*launcher, "launch", os.path.relpath(started)]

@@ -30,7 +30,7 @@ def load_prompts(spec: str) -> list[str]:
     if source.startswith("toybox:"):
         texts = _read_toybox(source.removeprefix("toybox:"))
     elif source.endswith(".txt"):
-        texts = _read_lines(Path(source))
+        texts = prompt_lines(_read_text(Path(source)))
     elif source.endswith(".json"):
         texts = _read_json(Path(source), key)
     else:
@@ -38,6 +38,15 @@ def load_prompts(spec: str) -> list[str]:
             f"prompts: got {spec!r}; expected toybox:<split>, a .txt file or a .json file"
         )
     return _distinct(texts, spec)
+
+
+def prompt_lines(text: str) -> list[str]:
+    """The prompts of a text, one a line, with whitespace and Unicode normalised.
+
+    Blank lines and lines that start with # are left out; repeats stay.
+    """
+    lines = map(normalise_text, text.removeprefix("\ufeff").splitlines())
+    return [line for line in lines if line and not line.startswith("#")]
 
 
 def _read_toybox(split: str) -> Sequence[str]:
@@ -53,11 +62,6 @@ def _read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"prompts: {path} is not UTF-8 ({error}); save it as UTF-8") from error
-
-
-def _read_lines(path: Path) -> Sequence[str]:
-    lines = (line.strip() for line in _read_text(path).splitlines())
-    return [line for line in lines if line and not line.startswith("#")]
 
 
 def _read_json(path: Path, key: str) -> Sequence[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from jaxtyping import Float
@@ -30,13 +31,17 @@ def cameras(num_scenes: int) -> CameraBatch:
     return ring(num_scenes, AZIMUTHS_DEG, ELEVATION_DEG)
 
 
+@cache
+def _corpus() -> tuple[str, ...]:
+    return tuple(text for split in grammar.SPLITS for text in grammar.prompts(split))
+
+
 def candidates(prompt: str, seed: int = 0) -> list[str]:
     """The prompt first, then 10 hard swaps, then random prompts of the corpus; all distinct."""
     chosen = dict.fromkeys([prompt, *grammar.hard_swaps(prompt, NUM_HARD)])
-    corpus = [text for split in grammar.SPLITS for text in grammar.prompts(split)]
     rng = random.Random(f"{seed}/{prompt_id(prompt)}")
     while len(chosen) < NUM_CANDIDATES:
-        chosen.setdefault(rng.choice(corpus))
+        chosen.setdefault(rng.choice(_corpus()))
     return list(chosen)
 
 
@@ -50,19 +55,20 @@ class Judgement:
     """Mean cosine to the prompt."""
 
 
+def candidate_features(
+    scorer: ImageTextScorer, prompts: Sequence[str], seed: int = 0
+) -> Float[Tensor, "B C F"]:
+    """Features of every prompt's candidates, the prompt's own first."""
+    texts = [text for prompt in prompts for text in candidates(prompt, seed)]
+    return scorer.text_features(texts).unflatten(0, (len(prompts), NUM_CANDIDATES))
+
+
 @torch.no_grad()
 def judge(
-    scorer: ImageTextScorer,
-    prompts: Sequence[str],
-    images: Float[Tensor, "B V 3 H W"],
-    seed: int = 0,
+    scorer: ImageTextScorer, images: Float[Tensor, "B V 3 H W"], texts: Float[Tensor, "B C F"]
 ) -> Judgement:
-    """R@1 and similarity of B prompts' views, on white."""
-    num_prompts, num_views = images.shape[:2]
-    features = scorer.image_features(images.flatten(0, 1)).view(num_prompts, num_views, -1)
-    recall, similarity = [], []
-    for prompt, views in zip(prompts, features, strict=True):
-        cosine = views @ scorer.text_features(candidates(prompt, seed)).T  # [V, candidates]
-        recall.append((cosine.argmax(dim=1) == 0).float().mean())
-        similarity.append(cosine[:, 0].mean())
-    return Judgement(torch.stack(recall).cpu(), torch.stack(similarity).cpu())
+    """R@1 and similarity of B prompts' views, on white, among the candidates' features."""
+    features = scorer.image_features(images.flatten(0, 1)).unflatten(0, images.shape[:2])
+    cosine = features @ texts.mT  # [B, V, C]
+    recall = (cosine.argmax(dim=-1) == 0).float().mean(dim=1)
+    return Judgement(recall.cpu(), cosine[..., 0].mean(dim=1).cpu())

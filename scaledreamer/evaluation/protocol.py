@@ -3,48 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
 from scaledreamer.evaluation.ground_truth import TruthScores, image_scores
-from scaledreamer.evaluation.judging import Judgement, cameras, judge
-from scaledreamer.interfaces import ImageTextScorer, Views
-from scaledreamer.pipeline import TextTo3D
+from scaledreamer.evaluation.judging import Judgement, candidate_features, judge
+from scaledreamer.evaluation.judging import cameras as judged_cameras
+from scaledreamer.interfaces import CameraBatch, ImageTextScorer, Views
 from scaledreamer.priors.unet import UNetPrior
+from scaledreamer.rng import StepRng
+from scaledreamer.storage import prompt_id
 from scaledreamer.toybox.world import grammar
 from scaledreamer.toybox.world.render import render
 
 SIZE_PX = 64
 BATCH = 8
 
-ViewsOf = Callable[[Sequence[str]], Views]
-"""Prompts -> their eight judged views on white."""
+ImagesOf = Callable[[Sequence[str], CameraBatch, int], Views | Tensor]
+"""B prompts, their [B, V] cameras and a size in px -> views on white, as `TextTo3D.render` has it.
+
+What has no geometry gives images [B, V, 3, H, W] alone.
+"""
 
 
-def ground_truth_views(prompts: Sequence[str]) -> Views:
-    scenes = [grammar.parse(prompt) for prompt in prompts]
-    return render(scenes, cameras(len(prompts)), SIZE_PX)
-
-
-def generator_views(pipe: TextTo3D) -> ViewsOf:
-    return lambda prompts: pipe.render(prompts, cameras(len(prompts)), SIZE_PX)
+def ground_truth_views(prompts: Sequence[str], cameras: CameraBatch, size_px: int) -> Views:
+    """Raises: ValueError for a prompt that is not a ToyBox caption."""
+    return render([grammar.parse(prompt) for prompt in prompts], cameras, size_px)
 
 
 def prior_images(
-    prior: UNetPrior, prompts: Sequence[str], num_steps: int, guidance_scale: float, seed: int = 0
-) -> Tensor:
-    """[B, V, 3, H, W] samples of the prior through the judged cameras."""
-    views = cameras(len(prompts))
-    condition = prior.condition(prompts, views)
-    images = prior.sample(
-        condition,
-        num_steps=num_steps,
-        guidance_scale=guidance_scale,
-        generator=torch.Generator().manual_seed(seed),
-    )
-    return images.unflatten(0, tuple(views.fov_deg.shape))
+    prior: UNetPrior, num_steps: int, guidance_scale: float, seed: int = 0
+) -> Callable[[Sequence[str], CameraBatch, int], Tensor]:
+    """Samples of the prior at its own size, whatever is asked.
+
+    The noise depends on seed, prompt and azimuth alone, not on what is sampled beside it.
+    """
+
+    def sample(prompts: Sequence[str], cameras: CameraBatch, size_px: int) -> Tensor:
+        keys = torch.tensor([int(prompt_id(prompt)[:15], 16) for prompt in prompts])
+        rng = StepRng(seed, 0, keys)
+        streams = [f"evaluate/{azimuth:g}" for azimuth in cameras.azimuth_deg[0].tolist()]
+        noise = [rng.normal(stream, *prior.latent_shape) for stream in streams]
+        images = prior.sample(
+            prior.condition(prompts, cameras),
+            num_steps=num_steps,
+            guidance_scale=guidance_scale,
+            noise=torch.stack(noise, dim=1).flatten(0, 1),
+        )
+        return images.unflatten(0, (len(prompts), len(streams)))
+
+    return sample
 
 
 @dataclass(frozen=True)
@@ -75,6 +85,18 @@ class Scores:
         return out
 
 
+def rgb_of(made: Views | Tensor) -> Tensor:
+    """Images [B, V, 3, H, W] of what an `ImagesOf` returns."""
+    return made if isinstance(made, Tensor) else made.rgb
+
+
+def _on_cpu(made: Views | Tensor) -> Views | Tensor:
+    if isinstance(made, Tensor):
+        return made.cpu()
+    values = {field.name: getattr(made, field.name) for field in fields(made)}
+    return Views(**{k: v if v is None else v.cpu() for k, v in values.items()})
+
+
 def _gather(parts: Sequence[Judgement]) -> Judgement:
     return Judgement(
         torch.cat([part.recall_at_1 for part in parts]),
@@ -86,7 +108,7 @@ def _gather(parts: Sequence[Judgement]) -> Judgement:
 def evaluate(
     scorer: ImageTextScorer,
     prompts: Sequence[str],
-    images_of: ViewsOf | Callable[[Sequence[str]], Tensor],
+    images_of: ImagesOf,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Scores:
     """Judge `images_of` on ToyBox prompts beside the ceiling, in batches.
@@ -96,11 +118,12 @@ def evaluate(
     judged, ceilings, truths = [], [], []
     for start in range(0, len(prompts), BATCH):
         batch = prompts[start : start + BATCH]
-        exact = ground_truth_views(batch)
-        made = images_of(batch)
-        images = made if isinstance(made, Tensor) else made.rgb
-        judged.append(judge(scorer, batch, images))
-        ceilings.append(judge(scorer, batch, exact.rgb))
+        cameras = judged_cameras(len(batch))
+        exact = ground_truth_views(batch, cameras, SIZE_PX)
+        made = _on_cpu(images_of(batch, cameras, SIZE_PX))
+        texts = candidate_features(scorer, batch)
+        judged.append(judge(scorer, rgb_of(made), texts))
+        ceilings.append(judge(scorer, exact.rgb, texts))
         if not isinstance(made, Tensor):
             truths.append(image_scores(made, exact))
         progress(len(batch))

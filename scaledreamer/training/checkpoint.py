@@ -5,16 +5,14 @@ RUN/checkpoints/step_00001234/
     ema.safetensors        their moving average, what generation uses
     config.json            format version, generator, encoder, rendering, whole training config
     engine/*.safetensors   optimizer state (and the loss's own weights, when it trains any)
-    state.json             step, epoch, position, seed, corpus size
+    state.json             step, epoch, position, seed, corpus size and hash
     manifest.json          sha256 of every file above; written last
 RUN/checkpoints/latest     the name of the newest one
 """
 
 from __future__ import annotations
 
-import re
 import shutil
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,19 +21,28 @@ from typing import Any
 from torch import Tensor
 
 from scaledreamer.storage import (
+    FORMAT,
     atomic_folder,
     atomic_write,
+    checkpoint_folders,
     load_tensors,
+    newest_checkpoint,
     read_json,
+    read_manifest,
     save_tensors,
     sha256_file,
+    verify_files,
     write_json,
 )
 
-FORMAT = 1
-"""Version of the layout above, in config.json and manifest.json."""
-
-_NAME = re.compile(r"step_\d{8,}")
+_REQUIRED = (
+    "config.json",
+    "state.json",
+    "model.safetensors",
+    "ema.safetensors",
+    "engine/optimizer.safetensors",
+)
+_COUNTS = ("step", "epoch", "position", "seed", "num_prompts")
 
 
 @dataclass(frozen=True)
@@ -49,7 +56,8 @@ class Checkpoint:
     engine: Mapping[str, Mapping[str, Tensor]]
     """File stem -> named tensors."""
     config: Mapping[str, Any]
-    state: Mapping[str, int]
+    state: Mapping[str, int | str]
+    """Where the run stands, and what it must go on with; see the module's docstring."""
 
 
 def save(run_folder: Path, checkpoint: Checkpoint, keep_last: int) -> Path:
@@ -67,7 +75,7 @@ def save(run_folder: Path, checkpoint: Checkpoint, keep_last: int) -> Path:
         write_json(temporary / "manifest.json", {"format": FORMAT, "files": _hashes(temporary)})
     with atomic_write(root / "latest") as file:
         file.write(f"{folder.name}\n")
-    _prune(root, keep_last)
+    _prune(run_folder, keep_last)
     return folder
 
 
@@ -77,32 +85,44 @@ def load(folder: Path) -> Checkpoint:
     Raises: ValueError, naming folder and file, when anything is missing or altered.
     """
     verify(folder)
-    config, state = read_json(folder / "config.json"), read_json(folder / "state.json")
-    if config.get("format") != FORMAT:
-        raise ValueError(
-            f"checkpoint {folder}: format {config.get('format')}; this version reads {FORMAT}"
-        )
+    state = _read_state(folder)
+    engine = [folder / name for name in read_manifest(folder) if name.startswith("engine/")]
     return Checkpoint(
         step=state["step"],
         model=load_tensors(folder / "model.safetensors"),
         ema=load_tensors(folder / "ema.safetensors"),
-        engine={path.stem: load_tensors(path) for path in sorted((folder / "engine").iterdir())},
-        config=config,
+        engine={path.stem: load_tensors(path) for path in engine},
+        config=_read_config(folder),
         state=state,
     )
 
 
 def verify(folder: Path) -> None:
     """Raises ValueError unless the folder is a complete checkpoint."""
-    if not (folder / "manifest.json").is_file():
-        raise ValueError(f"checkpoint {folder}: no manifest.json; name a complete checkpoint")
-    manifest = read_json(folder / "manifest.json")
-    for name, digest in manifest["files"].items():
-        path = folder / name
-        if not path.is_file():
-            raise ValueError(f"checkpoint {folder}: {name} is missing; use another checkpoint")
-        if sha256_file(path) != digest:
-            raise ValueError(f"checkpoint {folder}: {name} is damaged; use another checkpoint")
+    verify_files(folder, dict.fromkeys((*_REQUIRED, *read_manifest(folder))))
+    _read_config(folder)
+    _read_state(folder)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    config = read_json(folder / "config.json")
+    found = config.get("format") if isinstance(config, dict) else None
+    if found != FORMAT:
+        raise ValueError(
+            f"checkpoint {folder}: config.json is of format {found!r}; this version reads {FORMAT}"
+        )
+    return config
+
+
+def _read_state(folder: Path) -> dict[str, Any]:
+    state = read_json(folder / "state.json")
+    for name in _COUNTS:
+        if not isinstance(state, dict) or type(state.get(name)) is not int:
+            raise ValueError(
+                f"checkpoint {folder}: state.json has no whole number {name!r}; use another "
+                "checkpoint"
+            )
+    return state
 
 
 def find(spec: str | Path) -> Path:
@@ -121,39 +141,19 @@ def find(spec: str | Path) -> Path:
 
 def newest(run_folder: Path) -> Path | None:
     """The checkpoint that `latest` names, or with a warning the one before when it is damaged."""
-    root = run_folder / "checkpoints"
-    for folder in _by_age(root):
-        try:
-            verify(folder)
-        except ValueError as error:
-            warnings.warn(f"{error}; trying the one before", stacklevel=2)
-            continue
+
+    def read(folder: Path) -> Path:
+        verify(folder)
         return folder
-    return None
+
+    return newest_checkpoint(run_folder, read)
 
 
-def _by_age(root: Path) -> list[Path]:
-    """Newest first: the one `latest` names, those of fewer steps, then a left branch's later ones.
-
-    Going back to an older checkpoint leaves folders of more steps behind; they are the oldest news.
-    """
-    if not root.is_dir():
-        return []
-    folders = [path for path in root.iterdir() if _NAME.fullmatch(path.name) and path.is_dir()]
-    pointer = root / "latest"
-    latest = pointer.read_text(encoding="utf-8").strip() if pointer.is_file() else ""
-    top = int(latest[5:]) if _NAME.fullmatch(latest) else max(map(_step, folders), default=0)
-    return sorted(folders, key=lambda path: (_step(path) <= top, _step(path)), reverse=True)
-
-
-def _prune(root: Path, keep_last: int) -> None:
+def _prune(run_folder: Path, keep_last: int) -> None:
     """Removes old checkpoints, never the newest, and what a killed process left half-written."""
-    for folder in [*_by_age(root)[max(keep_last, 1) :], *root.glob(".step_*.tmp")]:
+    half_written = (run_folder / "checkpoints").glob(".step_*.tmp")
+    for folder in [*checkpoint_folders(run_folder)[max(keep_last, 1) :], *half_written]:
         shutil.rmtree(folder)
-
-
-def _step(folder: Path) -> int:
-    return int(folder.name[5:])
 
 
 def _hashes(folder: Path) -> dict[str, str]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+import difflib
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -11,6 +14,7 @@ from scaledreamer.config import Component, Constant, Linear, Schedule, component
 from scaledreamer.rendering.backgrounds import BackgroundDistribution
 from scaledreamer.rendering.volume import RenderConfig
 from scaledreamer.training.optimizer import OptimizerConfig
+from scaledreamer.training.regularizers import REGULARIZERS
 
 GENERATORS = "scaledreamer.generators"
 PRIORS = "scaledreamer.priors"
@@ -67,6 +71,7 @@ class TrainConfig:
     seed: int = 0
     """Of weights, order and every draw."""
     num_steps: int = 12_000
+    """Optimizer steps; a run resumed with more of them goes on."""
     prompts_per_step: int = 4
     """Per process."""
     views_per_prompt: int = 2
@@ -122,3 +127,41 @@ class TrainConfig:
             num_points=self.num_points,
             num_threads=1 if self.num_threads is None else self.num_threads,
         )
+        ends = (
+            (self.beta.start, self.beta.end) if isinstance(self.beta, Linear) else (self.beta(0),)
+        )
+        for end in ends:
+            if not 0 < end < math.inf:
+                raise ValueError(f"beta: got {end}; must be positive metres, also where it ends")
+        self._check_losses()
+
+    def _check_losses(self) -> None:
+        """A distiller of a dotted name may have losses of any name, which the first step checks."""
+        if "." in self.distiller.name:
+            return
+        known = sorted({self.distiller.name, "lora", *REGULARIZERS})
+        for name in self.losses:
+            if name not in known:
+                nearest = difflib.get_close_matches(name, known, n=1)
+                hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(known)}"
+                raise ValueError(
+                    f"losses.{name}: no such loss with distiller {self.distiller.name}; {hint}"
+                )
+
+
+def cut_schedules(config: TrainConfig) -> list[str]:
+    """Keys of the schedules that would end only after the last step."""
+    return [key for key, end in _schedule_ends(config, "") if end > config.num_steps]
+
+
+def _schedule_ends(value: Any, where: str) -> Iterator[tuple[str, int]]:
+    if isinstance(value, Linear):
+        yield where, value.to_step
+    elif isinstance(value, Component):
+        yield from _schedule_ends(value.config, where)
+    else:
+        fields = value if isinstance(value, dict) else {}
+        if dataclasses.is_dataclass(value):
+            fields = {one.name: getattr(value, one.name) for one in dataclasses.fields(value)}
+        for name, part in fields.items():
+            yield from _schedule_ends(part, f"{where}.{name}" if where else name)

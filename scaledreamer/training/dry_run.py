@@ -13,7 +13,7 @@ from scaledreamer.interfaces import TextEmbedding, TextEncoder
 from scaledreamer.rendering.volume import render
 from scaledreamer.rng import StepRng
 from scaledreamer.training.config import PRIORS, TrainConfig
-from scaledreamer.training.setup import create_component, create_generator
+from scaledreamer.training.setup import check_generator, create_component, create_generator
 
 BYTES_PER_PARAMETER = 20
 """float32: weight 4, gradient 4, two Adam moments 8, average 4."""
@@ -28,6 +28,7 @@ def dry_run(config: TrainConfig) -> str:
     """
     encoder = clip_text.load(config.encoder)
     generator = create_generator(config, encoder)
+    check_generator(config, generator, encoder)
     trained = sum(p.numel() for p in generator.parameters() if p.requires_grad)
     try:
         prior = create_component(PRIORS, config.prior)

@@ -11,15 +11,20 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+_ENTRIES = {"step", "exp_avg", "exp_avg_sq"}
+"""What Adam keeps of one parameter."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
     name: Literal["adam", "adamw"] = "adam"
+    """They differ in weight_decay only."""
     lr: float = 2e-3
     """Peak learning rate, after the warm-up."""
     betas: tuple[float, float] = (0.0, 0.99)
     """No momentum, as in ScaleDreamer and the GANs its generators come from."""
     eps: float = 1e-8
+    """Added to the root of Adam's second moment."""
     weight_decay: float = 0.0
     """L2 penalty with adam, decoupled decay with adamw."""
     warmup_steps: int = 50
@@ -101,7 +106,8 @@ def load_state_tensors(
 ) -> None:
     """Inverse of `state_tensors`.
 
-    Raises: ValueError when a tensor names no trained parameter or has another shape.
+    Raises: ValueError when a tensor names no trained parameter or has another shape, or a
+    parameter's state is not Adam's.
     """
     parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
     optimizer.state.clear()
@@ -117,3 +123,10 @@ def load_state_tensors(
             )
         device = parameter.device if value.ndim else value.device  # Adam's step count stays on CPU
         optimizer.state[parameter][entry] = value.to(device)
+    for name, parameter in parameters.items():
+        entries = optimizer.state.get(parameter, {}).keys()
+        if entries and entries != _ENTRIES:
+            raise ValueError(
+                f"optimizer state: {name} has {', '.join(sorted(entries))}; expected "
+                f"{', '.join(sorted(_ENTRIES))}"
+            )

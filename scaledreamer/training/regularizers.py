@@ -19,7 +19,9 @@ def eikonal(views: Views, field: Field) -> Tensor:
     Raises: ValueError for a field of density.
     """
     if field.density_kind != "sdf":
-        raise ValueError("losses.eikonal: this generator makes a density, no distance; remove it")
+        raise ValueError(
+            "losses.eikonal: this generator makes a density, no distance; set losses.eikonal=0"
+        )
     assert views.points is not None, "the render kept no points"
     gradient = finite_difference_gradient(field, views.points)  # [B, N, 3]
     return (gradient.norm(dim=-1) - 1.0).square().mean()

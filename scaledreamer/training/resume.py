@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,14 @@ from torch import Tensor, nn
 
 from scaledreamer.config import to_dict
 from scaledreamer.data.loader import LoaderState, PromptLoader
-from scaledreamer.storage import load_tensors, read_json, resolve_folder
+from scaledreamer.storage import (
+    FORMAT,
+    load_tensors,
+    prompt_id,
+    read_json,
+    resolve_folder,
+    verify_files,
+)
 from scaledreamer.training import checkpoint
 from scaledreamer.training.checkpoint import Checkpoint
 from scaledreamer.training.optimizer import load_state_tensors, state_tensors
@@ -31,8 +39,7 @@ def snapshot(run: Run, loader: PromptLoader, step: int) -> Checkpoint:
         state={
             "epoch": loader.state.epoch,
             "position": loader.state.position,
-            "seed": run.config.seed,
-            "num_prompts": len(loader.texts),
+            **_identity(run, loader),
         },
     )
 
@@ -48,8 +55,8 @@ def restore(run: Run, loader: PromptLoader, folder: Path) -> int:
         raise ValueError(
             f"num_steps: got {run.config.num_steps}, but {folder} has made {loaded.step}; raise it"
         )
-    for name, now in (("seed", run.config.seed), ("num_prompts", len(loader.texts))):
-        if loaded.state[name] != now:
+    for name, now in _identity(run, loader).items():
+        if loaded.state.get(name, now) != now:
             raise ValueError(
                 f"checkpoint {folder}: {name} was {loaded.state[name]}, now it is {now}; resume "
                 "with the same, or start a new run from its weights with --init-from"
@@ -59,7 +66,7 @@ def restore(run: Run, loader: PromptLoader, folder: Path) -> int:
     if run.trainable.distiller is not None:
         _load_weights(run.trainable.distiller, loaded.engine.get("distiller", {}), folder)
     load_state_tensors(run.optimizer, run.trainable, loaded.engine["optimizer"])
-    loader.state = LoaderState(loaded.state["epoch"], loaded.state["position"])
+    loader.state = LoaderState(int(loaded.state["epoch"]), int(loaded.state["position"]))
     return loaded.step
 
 
@@ -70,17 +77,32 @@ def init_from(run: Run, spec: str) -> None:
     """
     folder = checkpoint.find(resolve_folder(spec))
     if (folder / "manifest.json").is_file():
-        checkpoint.verify(folder)
+        verify_files(folder, ("config.json", "ema.safetensors"))
     _check_encoder(run, read_json(folder / "config.json"), folder)
     tensors = load_tensors(folder / "ema.safetensors")
     _load_weights(run.generator, tensors, folder)
     _load_weights(run.ema.module, tensors, folder)
 
 
+def _identity(run: Run, loader: PromptLoader) -> dict[str, int | str]:
+    """What the order of the samples depends on; a resumed run has the same."""
+    return {
+        "seed": run.config.seed,
+        "num_prompts": len(loader.texts),
+        "corpus": corpus_id(loader.texts),
+    }
+
+
+def corpus_id(texts: Sequence[str]) -> str:
+    """128-bit blake2b over the ids of the prompts in their order."""
+    ids = "".join(prompt_id(text) for text in texts)
+    return hashlib.blake2b(ids.encode(), digest_size=16).hexdigest()
+
+
 def _describe(run: Run, step: int) -> dict[str, Any]:
     config = run.config
     return {
-        "format": checkpoint.FORMAT,
+        "format": FORMAT,
         "kind": "generator",
         "step": step,
         "generator": to_dict(config.generator),
@@ -90,12 +112,14 @@ def _describe(run: Run, step: int) -> dict[str, Any]:
     }
 
 
-def _check_encoder(run: Run, config: Mapping[str, Any], folder: Path) -> None:
-    trained_with = config["encoder"]["id"]
+def _check_encoder(run: Run, config: Any, folder: Path) -> None:
+    encoder = config.get("encoder") if isinstance(config, Mapping) else None
+    trained_with = encoder.get("id") if isinstance(encoder, Mapping) else None
     if trained_with != run.encoder.encoder_id:
         raise ValueError(
             f"encoder: {folder} was trained with {trained_with}, {run.config.encoder} is "
-            f"{run.encoder.encoder_id}; use the encoder it was trained with"
+            f"{run.encoder.encoder_id}; use the encoder it was trained with, or delete it, or "
+            "start anew with another output"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from scaledreamer.config import Component, component_module
+from scaledreamer.config import Component, Constant, component_module
 from scaledreamer.encoders import clip_text
 from scaledreamer.interfaces import Distiller, Field, Prior, TextEmbedding, TextEncoder
 from scaledreamer.kernels.cpu_memory import keep_freed_memory
@@ -74,7 +75,51 @@ def create_generator(config: TrainConfig, encoder: TextEncoder) -> nn.Module:
     """With weights drawn from the run's seed, equal on every process."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        return create_component(GENERATORS, config.generator, encoder.token_dim, encoder.pooled_dim)
+        dims = (encoder.token_dim, encoder.pooled_dim)
+        try:
+            return create_component(GENERATORS, config.generator, *dims)
+        except (RuntimeError, ArithmeticError, IndexError) as error:
+            raise _unbuildable(error) from error
+
+
+def check_generator(config: TrainConfig, generator: nn.Module, encoder: TextEncoder) -> None:
+    """Asks an untrained generator for one field, before anything is written.
+
+    Raises: ValueError when that fails, or when background or losses do not suit the field.
+    """
+    device = next(generator.parameters()).device
+    rng = StepRng(config.seed, 0, torch.zeros(1, dtype=torch.int64, device=device))
+    width = getattr(config.generator.config, "latent_dim", 0)
+    point = torch.zeros(1, 1, 3, device=device)
+    generator.eval()
+    try:
+        with torch.no_grad():
+            field = generator(encoder(["a probe"]), rng.normal("latent", width) if width else None)
+            field.geometry_and_colour(point)
+            learned = field.background(point + 1.0 / math.sqrt(3.0))
+    except (RuntimeError, ArithmeticError, IndexError) as error:
+        raise _unbuildable(error) from error
+    finally:
+        generator.train()
+    if config.background is None and learned is None:
+        raise ValueError(
+            "background: got null, and this generator learns none; give a background section"
+        )
+    if config.background is not None and learned is not None:
+        raise ValueError(
+            "background: the generator's learned one would go unused; set background=null, or "
+            "choose a generator without one"
+        )
+    eikonal = config.losses.get("eikonal", Constant(0.0))
+    if field.density_kind != "sdf" and eikonal != Constant(0.0):
+        raise ValueError(
+            "losses.eikonal: this generator makes a density, no distance; set losses.eikonal=0"
+        )
+
+
+def _unbuildable(error: Exception) -> ValueError:
+    reason = " ".join(str(error).split())[:200]
+    return ValueError(f"generator: these settings do not work ({reason}); change its sizes")
 
 
 def create_run(config: TrainConfig, accelerator: Accelerator) -> Run:
@@ -87,6 +132,7 @@ def create_run(config: TrainConfig, accelerator: Accelerator) -> Run:
     _warn_outside(config, prior)
     distiller = create_component(DISTILLERS, config.distiller, prior)
     trainable = Trainable(create_generator(config, encoder), distiller).to(accelerator.device)
+    check_generator(config, trainable.generator, encoder)
     optimizer = create_optimizer(trainable, config.optimizer)
     model, wrapped = accelerator.prepare(trainable, optimizer)
     return Run(

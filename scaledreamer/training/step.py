@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from scaledreamer.interfaces import CameraBatch, Field, PromptBatch, Views
@@ -15,11 +17,20 @@ from scaledreamer.training.regularizers import REGULARIZERS, regularizers
 from scaledreamer.training.setup import Run
 
 
+@dataclass(frozen=True)
+class Forward:
+    """What a step's forward pass gives."""
+
+    views: Views
+    losses: Mapping[str, Tensor]
+    stats: Mapping[str, Tensor]
+
+
 def training_step(run: Run, batch: PromptBatch, step: int) -> dict[str, Tensor]:
     """Makes update `step` (from 0); returns named scalars, detached.
 
-    Raises: FloatingPointError naming the losses or gradients that are not finite; then nothing is
-    updated.
+    Raises: FloatingPointError, on every process, naming the losses or gradients that are not
+    finite; then nothing is updated.
     """
     config = run.config
     rng = StepRng(config.seed, step, batch.sample_index.to(run.device))
@@ -27,15 +38,8 @@ def training_step(run: Run, batch: PromptBatch, step: int) -> dict[str, Tensor]:
     rate = learning_rate(config.optimizer, step, config.num_steps)
     set_learning_rate(run.optimizer, rate)
 
-    text = run.encoder(batch.texts)
-    cameras = config.cameras.sample(config.views_per_prompt, rng)
-    with run.autocast():
-        field = run.model(text, run.latent(rng))
-        views = render_views(run, field, cameras, rng)
-    latents = run.prior.encode(views.rgb.flatten(0, 1))
-    condition = run.prior.condition(batch.texts, cameras)
-    guide = run.distiller(latents, condition, step, rng)
-    losses = {**guide.losses, **regularizers(views, field, weights)}
+    forward = together(run.accelerator, lambda: compute_losses(run, batch, weights, rng))
+    losses, views = forward.losses, forward.views
     loss = weighted_sum(losses, weights)
 
     run.optimizer.zero_grad()
@@ -45,9 +49,45 @@ def training_step(run: Run, batch: PromptBatch, step: int) -> dict[str, Tensor]:
     run.optimizer.step()
     run.ema.update(run.generator, step)
     named = {f"loss/{name}": value for name, value in losses.items()}
-    stats = {f"stat/{name}": value for name, value in guide.stats.items()}
+    stats = {f"stat/{name}": value for name, value in forward.stats.items()}
     shown = {"gradient_norm": norm, "opacity": views.opacity.mean(), "lr": torch.tensor(rate)}
     return {name: v.detach() for name, v in {"loss": loss, **named, **stats, **shown}.items()}
+
+
+def compute_losses(
+    run: Run, batch: PromptBatch, weights: Mapping[str, float], rng: StepRng
+) -> Forward:
+    config = run.config
+    text = run.encoder(batch.texts)
+    cameras = config.cameras.sample(config.views_per_prompt, rng)
+    with run.autocast():
+        field = run.model(text, run.latent(rng))
+        views = render_views(run, field, cameras, rng)
+    latents = run.prior.encode(views.rgb.flatten(0, 1))
+    condition = run.prior.condition(batch.texts, cameras)
+    guide = run.distiller(latents, condition, rng.step, rng)
+    return Forward(views, {**guide.losses, **regularizers(views, field, weights)}, guide.stats)
+
+
+def together(accelerator: Accelerator, compute: Callable[[], Forward]) -> Forward:
+    """The forward pass, which all processes leave with an error when one of them does.
+
+    Otherwise the others would wait for that one in the backward pass.
+    Raises: FloatingPointError; of several processes, also for losses that are not finite.
+    """
+    if accelerator.num_processes == 1:
+        return compute()
+    found, failure = None, None
+    try:
+        found = compute()
+        require_finite(found.losses, torch.zeros(()), nn.Module())
+    except FloatingPointError as error:
+        failure = error
+    has_failed = torch.tensor([int(failure is not None)], device=accelerator.device)
+    if accelerator.gather(has_failed).any():  # type: ignore[union-attr]
+        raise failure or FloatingPointError("not finite: see the other processes' records")
+    assert found is not None
+    return found
 
 
 def render_views(run: Run, field: Field, cameras: CameraBatch, rng: StepRng) -> Views:

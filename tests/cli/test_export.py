@@ -33,3 +33,28 @@ def test_a_missing_run_is_a_users_error(tmp_path: Path, capsys: pytest.CaptureFi
     assert export.main([str(tmp_path / "none"), str(tmp_path / "out")]) == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("output", ["generator", ".", "thesis"])
+def test_only_an_earlier_export_is_replaced(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], output: str
+):
+    source, target = save_generator(tmp_path), tmp_path / "out"
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "config.json").write_text("{}")
+    before = sorted(tmp_path.rglob("*"))
+    assert export.main([str(source), str(tmp_path / output)]) == 2
+    assert "name another folder" in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before
+    target.mkdir()
+    for _ in range(2):
+        assert export.main([str(source), str(target)]) == 0
+
+
+def test_exporting_a_run_onto_itself_keeps_it(tmp_path: Path):
+    root = tmp_path / "run" / "checkpoints"
+    root.mkdir(parents=True)
+    step = save_generator(tmp_path).rename(root / "step_00000003")
+    for output in (root.parent, root, step):
+        assert export.main([str(root.parent), str(output)]) == 2
+    assert (step / "ema.safetensors").is_file()

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,15 +29,17 @@ def config_file(tmp_path: Path) -> Path:
     torch.manual_seed(0)
     save_clip(encoder)
     path = tmp_path / "tiny.yaml"
-    OmegaConf.save(OmegaConf.create(tiny_values(tmp_path, encoder)), path)
+    values = tiny_values(tmp_path, encoder)
+    values["distiller"].update(t_min=0.02, t_max=0.98)
+    OmegaConf.save(OmegaConf.create(values), path)
     return path
 
 
 def test_overrides_and_output_reach_the_run(config_file: Path, tmp_path: Path) -> None:
-    words = ["--config", str(config_file), "num_steps=1", "optimizer.lr=3e-4"]
+    words = ["--config", str(config_file), "num_steps=6", "optimizer.lr=3e-4"]
     assert train.main([*words, "--output", str(tmp_path / "1 2")]) == 0
     values: Any = OmegaConf.load(tmp_path / "1 2" / "config.yaml")
-    assert (values.num_steps, values.optimizer.lr) == (1, 3e-4)
+    assert (values.num_steps, values.optimizer.lr) == (6, 3e-4)
     recorded = shlex.split((tmp_path / "1 2" / "command.txt").read_text())
     assert recorded[-6:] == [*words, "--output", str(tmp_path / "1 2")]
 
@@ -63,6 +66,15 @@ def test_dry_run_prints_and_writes_nothing(
         (["--resume", "auto", "--init-from", "x"], "not allowed with"),
         (["--config", "missing.yaml"], "missing.yaml"),
         (["prior.name=unet", "prior.folder=missing"], "no such folder"),
+        (["losses.eikonall=1"], "losses.eikonall: no such loss with distiller asd; did you mean"),
+        (["beta=0"], "beta: got 0.0; must be positive"),
+        (["beta.end=0"], "beta: got 0.0; must be positive"),
+        (["background=null"], "background: got null, and this generator learns none"),
+        (["generator.background=learned"], "background: the generator's learned one would go"),
+        (["generator.name=tests.training.density"], "set losses.eikonal=0"),
+        (["generator.num_blocks=0", "generator.plane_channels=-1"], "generator"),
+        (["generator.style_dim=-4"], "generator"),
+        (["--resum", "auto"], "unrecognized arguments: --resum"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_2(
@@ -72,6 +84,17 @@ def test_mistakes_are_one_line_and_exit_2(
     error = capsys.readouterr().err.strip()
     assert message in error
     assert len(error.splitlines()) == 1
+    assert not (config_file.parent / "run").exists()
+
+
+@pytest.mark.filterwarnings("always")
+def test_a_schedule_that_ends_too_late_warns_once(
+    config_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--config", str(config_file), "num_steps=2", "--dry-run"]
+    assert train.main(words) == 0
+    error = capsys.readouterr().err
+    assert error == "warning: beta, losses.eikonal: end after the last step, 2; lower to_step\n"
 
 
 @pytest.mark.multi
@@ -95,7 +118,10 @@ def test_ctrl_c_saves_and_the_printed_command_goes_on(config_file: Path, tmp_pat
     assert child.returncode == 130, "".join(lines)
     assert lines[-2] == "stopped; go on with:\n"
     command = shlex.split(lines[-1])
-    assert command == ["python", "train_amortized.py", *words, "--resume", "auto"]
+    assert shutil.which(command[0]) == os.path.relpath(sys.executable, ROOT) or (
+        command[0] == "python"
+    )
+    assert command[1:] == ["train_amortized.py", *words, "--resume", "auto"]
     saved = (tmp_path / "run" / "checkpoints" / "latest").read_text().strip()
     stopped_at = int(saved[5:])
     assert 3 <= stopped_at < 150
@@ -113,4 +139,4 @@ def test_ctrl_c_saves_and_the_printed_command_goes_on(config_file: Path, tmp_pat
     metrics = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in metrics] == list(range(1, goal + 1))
     recorded = (tmp_path / "run" / "command.txt").read_text().splitlines()
-    assert recorded[1].startswith("accelerate launch train_amortized.py")
+    assert " launch train_amortized.py" in recorded[1]

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from scaledreamer.storage import FORMAT
 from scaledreamer.training import checkpoint
 
 
@@ -19,7 +20,7 @@ def contents(step: int) -> checkpoint.Checkpoint:
         model={"weight": value},
         ema={"weight": value + 0.5},
         engine={"optimizer": {"weight/exp_avg": value, "weight/step": torch.tensor(float(step))}},
-        config={"format": checkpoint.FORMAT, "kind": "generator"},
+        config={"format": FORMAT, "kind": "generator"},
         state={"epoch": 0, "position": 8 * step, "seed": 0, "num_prompts": 100},
     )
 

@@ -3,12 +3,14 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from scaledreamer.storage import read_json, write_json
+from scaledreamer.storage import read_json, sha256_file, write_json
 from scaledreamer.training import checkpoint
 from tests.training import killed_save
 from tests.training.killed_save import contents
@@ -77,11 +79,7 @@ def test_damage_is_found_and_the_one_before_is_taken(tmp_path: Path, file: str, 
 
 def test_a_folder_without_manifest_and_another_format_are_refused(tmp_path: Path) -> None:
     (folder,) = save(tmp_path, 3)
-    config = {**read_json(folder / "config.json"), "format": 99}
-    write_json(folder / "config.json", config)
-    manifest = read_json(folder / "manifest.json")
-    manifest["files"]["config.json"] = checkpoint.sha256_file(folder / "config.json")
-    write_json(folder / "manifest.json", manifest)
+    rewrite(folder, "config.json", {**read_json(folder / "config.json"), "format": 99})
     with pytest.raises(ValueError, match="format 99"):
         checkpoint.load(folder)
     (folder / "manifest.json").unlink()
@@ -95,6 +93,74 @@ def test_find_takes_a_checkpoint_or_a_run(tmp_path: Path) -> None:
     assert checkpoint.find(newest) == newest
     with pytest.raises(ValueError, match="expected a checkpoint or a run"):
         checkpoint.find(tmp_path / "missing")
+
+
+def rewrite(folder: Path, name: str, value: Any) -> None:
+    """Changes a file and its hash, so that only what it says is wrong."""
+    write_json(folder / name, value)
+    manifest = read_json(folder / "manifest.json")
+    manifest["files"][name] = sha256_file(folder / name)
+    write_json(folder / "manifest.json", manifest)
+
+
+def manifest(value: Any) -> Callable[[Path], None]:
+    return lambda folder: write_json(folder / "manifest.json", value)
+
+
+def unlist(name: str) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        value = read_json(folder / "manifest.json")
+        del value["files"][name]
+        write_json(folder / "manifest.json", value)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        manifest({}),
+        manifest([]),
+        manifest(None),
+        manifest({"format": 1, "files": ["config.json"]}),
+        manifest({"format": 1, "files": {"config.json": 3}}),
+        manifest({"format": 1, "files": {}}),
+        manifest({"format": 2, "files": {}}),
+        *(
+            unlist(name)
+            for name in (
+                "config.json",
+                "state.json",
+                "model.safetensors",
+                "ema.safetensors",
+                "engine/optimizer.safetensors",
+            )
+        ),
+        lambda folder: (folder / "manifest.json").write_bytes(b"\xff{"),
+        lambda folder: rewrite(folder, "state.json", {"step": "6"}),
+        lambda folder: rewrite(folder, "state.json", []),
+        lambda folder: rewrite(folder, "config.json", None),
+        lambda folder: rewrite(folder, "config.json", {}),
+    ],
+)
+def test_malformed_checkpoints_are_refused_and_the_one_before_is_taken(
+    tmp_path: Path, damage: Callable[[Path], Any]
+) -> None:
+    before, newest = save(tmp_path, 3, 6)
+    damage(newest)
+    for read in (checkpoint.verify, checkpoint.load):
+        with pytest.raises(ValueError, match="step_00000006") as caught:
+            read(newest)
+        assert "\n" not in str(caught.value)
+    with pytest.warns(UserWarning, match="trying the one before"):
+        assert checkpoint.newest(tmp_path) == before
+
+
+def test_a_malformed_engine_is_refused(tmp_path: Path) -> None:
+    (folder,) = save(tmp_path, 3)
+    rewrite(folder, "engine/optimizer.safetensors", "no tensors")
+    with pytest.raises(ValueError, match=r"optimizer\.safetensors: corrupt file"):
+        checkpoint.load(folder)
 
 
 @pytest.mark.multi

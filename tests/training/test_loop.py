@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,9 +14,9 @@ from accelerate import Accelerator
 from PIL import Image
 from rich.console import Console
 
-from scaledreamer.config import load_config
+from scaledreamer.config import Constant, Linear, load_config
 from scaledreamer.data.corpus import load_prompts
-from scaledreamer.training.config import CheckpointConfig, LogConfig, TrainConfig
+from scaledreamer.training.config import CheckpointConfig, LogConfig, TrainConfig, cut_schedules
 from scaledreamer.training.dry_run import BYTES_PER_PARAMETER, activation_bytes, dry_run
 from scaledreamer.training.logging import RunLog, image_grid
 from scaledreamer.training.loop import resume_command, train
@@ -111,6 +112,15 @@ def test_grid_places_scenes_in_rows_and_views_in_columns() -> None:
         assert torch.equal(part, images[scene, view])
 
 
+def test_schedules_that_end_too_late_are_found() -> None:
+    config = TrainConfig(num_steps=5999)
+    assert cut_schedules(config) == ["distiller.t_min", "distiller.t_max", "beta"]
+    assert cut_schedules(replace(config, num_steps=6000)) == ["distiller.t_min", "distiller.t_max"]
+    assert cut_schedules(TrainConfig(losses={"opacity": Linear(0.0, 1.0, 0, 12_001)})) == [
+        "losses.opacity"
+    ]
+
+
 def test_dry_run_counts_and_states_its_formula(tiny: Tiny) -> None:
     config = tiny()
     run = create_run(config, Accelerator(mixed_precision="no"))
@@ -149,11 +159,16 @@ def test_shipped_configs_load_and_name_every_choice(
         ({"num_steps": 0}, "num_steps: got 0"),
         ({"num_threads": 0}, "num_threads: got 0"),
         ({"prompts_per_step": -1}, "prompts_per_step: got -1"),
+        ({"beta": Constant(0.0)}, "beta: got 0"),
+        ({"beta": Linear(0.1, -0.1, 0, 10)}, "beta: got -0.1"),
+        ({"beta": Linear(float("nan"), 0.1, 0, 10)}, "beta: got nan"),
+        ({"losses": {"eikonall": Constant(1.0)}}, "losses.eikonall: .* did you mean 'eikonal'"),
+        ({"losses": {"zzz": Constant(1.0)}}, "known: asd, eikonal, lora, opacity, sparsity"),
     ],
 )
-def test_bad_counts_are_named(fields: dict[str, int], message: str) -> None:
+def test_bad_counts_are_named(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        TrainConfig(**fields)  # type: ignore[arg-type]
+        TrainConfig(**fields)
     with pytest.raises(ValueError, match=r"checkpoints\.every: got 0"):
         CheckpointConfig(every=0)
     with pytest.raises(ValueError, match=r"log\.image_px: got 0"):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from scaledreamer.cli import export
 from scaledreamer.config import Component
 from scaledreamer.pipeline import TextTo3D
 from scaledreamer.storage import load_tensors, read_json
@@ -106,6 +107,15 @@ def test_init_from_takes_the_average_and_nothing_else(tiny: Tiny, tmp_path: Path
     assert (state["step"], state["position"], state["seed"]) == (1, 2, 5)
 
 
+def test_an_exported_generator_gives_first_weights(tiny: Tiny, tmp_path: Path) -> None:
+    first = at(tiny(num_steps=1), tmp_path / "first")
+    train(first)
+    assert export.main([first.output, str(tmp_path / "shipped"), "--dtype", "float32"]) == 0
+    assert train(at(tiny(num_steps=1), tmp_path / "next"), init_from=str(tmp_path / "shipped")) == 0
+    with pytest.raises(ValueError, match=r"does not list state\.json"):
+        train(at(tiny(), tmp_path / "last"), resume=str(tmp_path / "shipped"))
+
+
 def test_a_second_run_does_not_overwrite_the_first(tiny: Tiny) -> None:
     config = tiny(num_steps=1)
     train(config)
@@ -124,15 +134,21 @@ def test_resume_refuses_what_does_not_fit(
     save_clip(other_encoder, num_hidden_layers=1)
     short = tmp_path / "short.txt"
     short.write_text("a red box\n")
+    swapped = tmp_path / "swapped.txt"
+    swapped.write_text("a blue ball\na red box\na green mug\n")
     cases = [
         (replace(config, num_steps=1), "num_steps: got 1"),
         (replace(config, seed=3), "seed was 0, now it is 3"),
         (replace(config, prompts=str(short)), "num_prompts was 3"),
+        (replace(config, prompts=str(swapped)), "corpus was [0-9a-f]{32}, now it is"),
         (
             replace(config, generator=Component("hyper_triplane", wider)),
             "do not fit this generator",
         ),
-        (replace(config, encoder=str(other_encoder)), "encoder: .* was trained with"),
+        (
+            replace(config, encoder=str(other_encoder)),
+            "encoder: .* was trained with .* or delete it, or start anew with another output",
+        ),
     ]
     for changed, message in cases:
         with pytest.raises(ValueError, match=message):

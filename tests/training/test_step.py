@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -14,12 +15,12 @@ from scaledreamer.cameras import CameraDistribution
 from scaledreamer.config import Component, Constant
 from scaledreamer.data.corpus import load_prompts
 from scaledreamer.data.loader import PromptLoader
-from scaledreamer.interfaces import PromptBatch
+from scaledreamer.interfaces import PromptBatch, Views
 from scaledreamer.storage import read_json
 from scaledreamer.training import loop
 from scaledreamer.training.config import TrainConfig
 from scaledreamer.training.setup import Run, create_run
-from scaledreamer.training.step import clip_gradient, training_step, weighted_sum
+from scaledreamer.training.step import Forward, clip_gradient, together, training_step, weighted_sum
 
 Tiny = Callable[..., TrainConfig]
 
@@ -82,9 +83,8 @@ def test_weights_must_name_losses(tiny: Tiny) -> None:
     one = torch.ones(())
     losses = {"asd": 2 * one, "sparsity": 3 * one}
     assert float(weighted_sum(losses, {"sparsity": 0.5, "opacity": 0.0})) == 3.5
-    run, batch = start(tiny(losses={"sds": 1.0}))
     with pytest.raises(ValueError, match=r"losses\.sds: no such loss; this run has asd, eikonal"):
-        training_step(run, batch, 0)
+        weighted_sum(losses, {"sds": 1.0})
 
 
 def test_clipping_scales_the_whole_gradient() -> None:
@@ -94,6 +94,36 @@ def test_clipping_scales_the_whole_gradient() -> None:
     assert float(module.bias.grad) == 4.0
     assert float(clip_gradient(module, 1.0)) == 5.0
     assert float(module.bias.grad) == pytest.approx(0.8, rel=1e-4)
+
+
+def one_of_two(other: bool) -> Accelerator:
+    """What Accelerate is to one process, where the other one reports `other`."""
+    return MagicMock(
+        spec=Accelerator,
+        num_processes=2,
+        device=torch.device("cpu"),
+        gather=lambda mine: torch.cat((mine, torch.tensor([int(other)]))),
+    )
+
+
+def test_processes_leave_a_failed_forward_pass_together() -> None:
+    def forward(loss: float) -> Forward:
+        return Forward(MagicMock(spec=Views), {"asd": torch.tensor(loss)}, {})
+
+    def broken() -> Forward:
+        raise FloatingPointError("asd: gradients hold non-finite values")
+
+    def attempt(other: bool, compute: Callable[[], Forward]) -> Forward:
+        return together(one_of_two(other), compute)
+
+    assert float(attempt(False, lambda: forward(2.0)).losses["asd"]) == 2.0
+    for other in (False, True):
+        with pytest.raises(FloatingPointError, match="asd: gradients"):
+            attempt(other, broken)
+        with pytest.raises(FloatingPointError, match="not finite: loss asd"):
+            attempt(other, lambda: forward(float("nan")))
+    with pytest.raises(FloatingPointError, match="other processes' records"):
+        attempt(True, lambda: forward(2.0))
 
 
 @pytest.mark.parametrize("where", ["weight", "gradient"])
