@@ -46,4 +46,4 @@ def test_it_generates_a_mesh_outside_the_repository(wheel: Path, tmp_path: Path)
     )
     assert done.returncode == 0, done.stderr
     (path,) = (work / "out").glob("*.glb")
-    assert trimesh.load(path, force="mesh").is_watertight
+    assert trimesh.load_mesh(path).is_watertight

@@ -108,7 +108,7 @@ def _draw(corpus: str, count: int, seed: int) -> list[str]:
 def _images_of(options: argparse.Namespace, device: str) -> protocol.ImagesOf:
     if options.prior is None:
         return TextTo3D.from_pretrained(options.checkpoint, device).render
-    prior = unet.create(unet.Config(folder=options.prior), device)
+    prior = unet.create(unet.Config(folder=options.prior, autocast=True), device)
     return protocol.prior_images(
         prior, options.sampling_steps, options.guidance_scale, options.seed
     )
@@ -163,6 +163,6 @@ def _save_sheet(path: Path, prompts: Sequence[str], images_of: protocol.ImagesOf
     for prompt in prompts:
         mine = protocol.rgb_of(images_of([prompt], cameras, _SHEET_PX))[0].cpu()
         exact = protocol.ground_truth_views([prompt], cameras, _SHEET_PX).rgb[0]
-        rows.append((prompt, torch.cat((F.interpolate(mine, _SHEET_PX), exact))))
+        rows.append((prompt, torch.cat((F.interpolate(mine, _SHEET_PX, mode="nearest"), exact))))
     with atomic_write(path, "wb") as file:
         contact_sheet(rows).save(file, "PNG")

@@ -64,7 +64,7 @@ def _check_output(output: Path, source: Path) -> None:
         raise ValueError(f"output: {output} holds {source}, which is read; name another folder")
     if not output.is_dir():
         return
-    names = {path.name for path in output.iterdir()}
+    names = {path.name for path in output.iterdir()} - {"README.md", "card.json"}
     if names and names != {*_FILES, "manifest.json"}:
         raise ValueError(
             f"output: {output} is neither empty nor an exported generator; name another folder"

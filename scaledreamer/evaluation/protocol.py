@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -94,7 +95,8 @@ def _on_cpu(made: Views | Tensor) -> Views | Tensor:
     if isinstance(made, Tensor):
         return made.cpu()
     values = {field.name: getattr(made, field.name) for field in fields(made)}
-    return Views(**{k: v if v is None else v.cpu() for k, v in values.items()})
+    moved: dict[str, Any] = {k: v.cpu() for k, v in values.items() if v is not None}
+    return replace(made, **moved)
 
 
 def _gather(parts: Sequence[Judgement]) -> Judgement:

@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import trimesh
 from PIL import Image
 
 from scaledreamer.cli import generate
+from scaledreamer.data.corpus import load_prompts
 from scaledreamer.storage import file_stem, prompt_id
 from scaledreamer.toybox.world.grammar import split_of
 from tests.toy_generator import EMPTY_PROMPT, save_generator
@@ -93,8 +95,16 @@ def test_preview_is_a_strip_of_four_views(checkpoint: str, output: Path) -> None
     assert (image[258:] < 100).any(), "the caption is missing"
 
 
+def test_comments_in_the_quickstarts_prompts_are_no_prompts() -> None:
+    path = str(ROOT / "data/prompts/quickstart.txt")
+    prompts = generate._read_prompts(generate._parser().parse_args(["--prompts", path]))
+    assert len(prompts) == 8
+    assert prompts == load_prompts(path)
+    assert all(split_of(prompt) for prompt in prompts)
+
+
 def test_prompts_from_stdin(checkpoint: str, output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "stdin", io.StringIO("a red mug\n"))
+    monkeypatch.setattr(sys, "stdin", io.StringIO("# one\na red mug\n\na  red mug\n"))
     assert run(checkpoint, output, "--prompts", "-") == 0
     assert len(list(output.iterdir())) == 1
 
@@ -117,7 +127,7 @@ def test_examples_are_prompts_of_the_grammar(capsys: pytest.CaptureFixture[str])
         (["--prompt", "a", "--formats", "fbx"], "invalid choice: 'fbx'"),
         (["--prompt", "a", "--checkpoint", "no/such"], "got folder 'no/such'; no such folder"),
         (["--prompt", "a", "--checkpoint", "toybox:no"], "got folder 'toybox:no'; shipped are"),
-        (["--prompt", "a", "--checkpoint", str(ROOT)], "expected config.json or checkpoints"),
+        (["--prompt", "a", "--checkpoint", str(ROOT)], "expected config.json"),
         (["--prompts", "no/such.txt"], "No such file or directory: no/such.txt"),
         (["--prompts", "/dev/null"], "holds no prompts"),
         (["--prompt", "a", "--output", "/dev/null/x"], "--output /dev/null/x: cannot write there"),
@@ -155,7 +165,7 @@ def test_corrupt_checkpoint_leaves_no_folder(
     capsys.readouterr()
     assert run(str(broken), tmp_path / "a" / "b", "--prompt", "a mug") == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.endswith("ema.safetensors is corrupt (its sha256 differs)")
+    assert "ema.safetensors is damaged" in line
     assert not (tmp_path / "a").exists()
 
 
@@ -176,7 +186,7 @@ def test_unavailable_cuda_is_an_error(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(generate.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert run(checkpoint, output, "--prompt", "a mug", "--device", "cuda") == 2
     assert "no CUDA device is available" in capsys.readouterr().err
 

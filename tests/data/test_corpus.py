@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from scaledreamer.data.corpus import load_prompts
+from scaledreamer.data.corpus import load_prompts, prompt_lines
 from scaledreamer.toybox.world import grammar
 
 
@@ -22,6 +22,13 @@ def test_text_files_leave_out_comments_blanks_and_repeats(
     with caplog.at_level(logging.WARNING):
         assert load_prompts(str(path)) == ["a red box", "a blue ball"]
     assert "removed 1 repeated prompt" in caplog.text
+
+
+def test_lines_are_normalised_and_keep_their_repeats() -> None:
+    text = (
+        "\ufeff# saved by an editor\r\n  # indented\r\na  red box\r\n\t\r\na red box # 2\na red box"
+    )
+    assert prompt_lines(text) == ["a red box", "a red box # 2", "a red box"]
 
 
 def test_composed_and_decomposed_letters_are_one_prompt(tmp_path: Path) -> None:

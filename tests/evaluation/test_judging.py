@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,9 +12,11 @@ from torch import Tensor
 from scaledreamer.cameras import ring
 from scaledreamer.evaluation import judging, protocol
 from scaledreamer.evaluation.ground_truth import image_scores, volume_iou
-from scaledreamer.interfaces import DensityKind, Views
+from scaledreamer.interfaces import CameraBatch, DensityKind, Views
+from scaledreamer.priors import unet
 from scaledreamer.toybox.world import grammar, truth
 from scaledreamer.toybox.world.render import render
+from tests.priors.folders import save_toybox
 
 PROMPTS = ["a red mug with a white handle", "a green cactus on top of a purple box"]
 
@@ -43,7 +46,7 @@ def _images(numbers: list[list[int]]) -> Tensor:
 def test_recall_counts_the_views_whose_best_candidate_is_the_prompt():
     scorer = HashScorer([*PROMPTS, grammar.hard_swaps(PROMPTS[0])[0]])
     images = _images([[0, 0, 2, 2], [1, 1, 1, 0]])
-    judged = judging.judge(scorer, PROMPTS, images)
+    judged = judging.judge(scorer, images, judging.candidate_features(scorer, PROMPTS))
     torch.testing.assert_close(judged.recall_at_1[0], torch.tensor(0.5))
     # an image of another prompt that is no candidate: right only by luck
     assert judged.recall_at_1[1] in (0.75, 1.0)
@@ -60,12 +63,13 @@ def test_candidates_are_a_hundred_distinct_with_the_hard_swaps():
 
 
 def test_ground_truth_scores_itself_perfectly_and_another_scene_worse():
-    exact = protocol.ground_truth_views(PROMPTS)
+    exact = protocol.ground_truth_views(PROMPTS, judging.cameras(2), 64)
     scores = image_scores(exact, exact)
     torch.testing.assert_close(scores.silhouette_iou, torch.ones(2))
     assert (scores.psnr_db > 90).all()
     assert (scores.colour_error == 0).all()
-    other = image_scores(exact, protocol.ground_truth_views(PROMPTS[::-1]))
+    swapped = protocol.ground_truth_views(PROMPTS[::-1], judging.cameras(2), 64)
+    other = image_scores(exact, swapped)
     assert (other.silhouette_iou < 0.9).all()
 
 
@@ -115,3 +119,45 @@ def test_cameras_are_the_settled_eight():
     views = judging.cameras(2)
     expected = ring(2, (0, 45, 90, 135, 180, 225, 270, 315), 15.0)
     torch.testing.assert_close(views.c2w, expected.c2w)
+
+
+class CountingScorer(HashScorer):
+    """Images are their mean colours, put through a fixed random map."""
+
+    def __init__(self) -> None:
+        super().__init__(())
+        self.seen: list[str] = []
+
+    def text_features(self, texts: Sequence[str]) -> Tensor:
+        self.seen += texts
+        return super().text_features(texts)
+
+    def image_features(self, images: Tensor) -> Tensor:
+        mixing = torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
+        return torch.nn.functional.normalize(images.mean((2, 3)) @ mixing, dim=-1)
+
+
+def test_ground_truth_reaches_its_own_ceiling_and_candidates_are_encoded_once() -> None:
+    scorer, done = CountingScorer(), []
+    scores = protocol.evaluate(scorer, PROMPTS, protocol.ground_truth_views, done.append)
+    assert scorer.seen == [text for prompt in PROMPTS for text in judging.candidates(prompt)]
+    assert sum(done) == 2
+    torch.testing.assert_close(scores.judgement.similarity, scores.ceiling.similarity)
+    torch.testing.assert_close(scores.judgement.recall_at_1, scores.ceiling.recall_at_1)
+    assert scores.summary()["silhouette_iou"] == pytest.approx(1.0)
+
+
+def test_samples_of_the_prior_do_not_depend_on_their_neighbours(tmp_path: Path) -> None:
+    save_toybox(tmp_path)
+    prior = unet.create(unet.Config(folder=str(tmp_path)))
+
+    def sample(prompts: Sequence[str], views: CameraBatch, seed: int = 0) -> Tensor:
+        return protocol.prior_images(prior, 1, 1.0, seed)(prompts, views, 64)
+
+    together = sample(PROMPTS, judging.cameras(2))
+    assert together.shape == (2, 8, 3, 16, 16)
+    alone = sample(PROMPTS[1:], ring(1, (90.0, 180.0), judging.ELEVATION_DEG))
+    torch.testing.assert_close(alone[0], together[1, [2, 4]], rtol=0, atol=1e-4)
+    assert (together[0] - together[1]).abs().amax((1, 2, 3)).min() > 0.1
+    assert (together[:, 0] - together[:, 1]).abs().max() > 0.1
+    assert (sample(PROMPTS, judging.cameras(2), seed=1) - together).abs().max() > 0.1
