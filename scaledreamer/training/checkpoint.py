@@ -61,7 +61,7 @@ class Checkpoint:
 
 
 def save(run_folder: Path, checkpoint: Checkpoint, keep_last: int) -> Path:
-    """Writes `step_XXXXXXXX`, points `latest` at it and removes all but `keep_last` folders."""
+    """Writes `step_00001234`, points `latest` at it and removes all but `keep_last` folders."""
     root = run_folder / "checkpoints"
     root.mkdir(parents=True, exist_ok=True)
     folder = root / f"step_{checkpoint.step:08d}"

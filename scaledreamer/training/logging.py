@@ -82,7 +82,7 @@ class RunLog:
             self._flush(step)
 
     def images(self, step: int, grid: Float[Tensor, "3 H W"]) -> None:
-        """Keeps a picture as images/step_XXXXXXXX.png and in TensorBoard."""
+        """Keeps a picture as images/step_00001234.png and in TensorBoard."""
         pixels = (grid.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
         with atomic_write(self._folder / "images" / f"step_{step:08d}.png", "wb") as file:
             Image.fromarray(np.ascontiguousarray(pixels)).save(file, "PNG")
