@@ -35,14 +35,19 @@ def camera_features(cameras: CameraBatch) -> Float[Tensor, "N 8"]:
 
 def view_words(cameras: CameraBatch, overhead_deg: float) -> list[str]:
     """One of front, side, back, overhead for each of the B * V cameras, scene-major."""
-    turned = ((cameras.azimuth_deg.flatten() + 180.0) % 360.0 - 180.0).abs().tolist()
-    elevation = cameras.elevation_deg.flatten().tolist()
-    return [_word(*angles, overhead_deg) for angles in zip(turned, elevation, strict=True)]
+    angles = zip(
+        cameras.azimuth_deg.flatten().tolist(),
+        cameras.elevation_deg.flatten().tolist(),
+        strict=True,
+    )
+    return [view_word(*pair, overhead_deg) for pair in angles]
 
 
-def _word(turned_deg: float, elevation_deg: float, overhead_deg: float) -> str:
+def view_word(azimuth_deg: float, elevation_deg: float, overhead_deg: float) -> str:
+    """Overhead above that elevation; front within 45 degrees, back beyond 135, else side."""
     if elevation_deg > overhead_deg:
         return "overhead"
+    turned_deg = abs((azimuth_deg + 180.0) % 360.0 - 180.0)
     if turned_deg < _FRONT_DEG:
         return "front"
     return "back" if turned_deg > 180.0 - _FRONT_DEG else "side"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -24,7 +25,7 @@ from scaledreamer.toybox.world.primitives import (
     ring as tube,
 )
 from scaledreamer.toybox.world.render import Look, render, shading
-from scaledreamer.toybox.world.scene import MAX_RADIUS, build
+from scaledreamer.toybox.world.scene import MAX_HALF_EXTENT, MAX_RADIUS, build
 
 EXAMPLES = {
     "box": box(MAIN, (0.1, -0.2, 0.05), (0.3, 0.2, 0.4), 0.05, ("z", 30)),
@@ -89,7 +90,13 @@ def test_every_scene_form_fits_the_view():
         parts, colours = build(grammar.parse(prompt))
         assert len(parts) == len(colours)
         corners = np.concatenate([part.bounds for part in parts])
-        assert np.linalg.norm((corners.max(0) - corners.min(0)) / 2) <= MAX_RADIUS + 1e-9
+        assert abs(corners).max() <= MAX_HALF_EXTENT + 1e-9
+        farthest = max(
+            float(np.linalg.norm(corner))
+            for low, high in (part.bounds for part in parts)
+            for corner in itertools.product(*zip(low, high, strict=True))
+        )
+        assert farthest <= MAX_RADIUS + 1e-9
         np.testing.assert_allclose(corners.max(0) + corners.min(0), 0, atol=1e-9)
 
 

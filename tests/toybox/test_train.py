@@ -23,7 +23,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("images")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dataset, "CHUNK", 12)
-        dataset.main(["--output", str(folder), "--count", "24", "--threads", "1"])
+        dataset.main(["--output", str(folder), "--count", "24", "--workers", "1"])
     return folder
 
 
@@ -35,7 +35,7 @@ def test_the_images_are_of_all_forms_and_an_interrupted_set_continues(
     assert len({grammar.form_of(grammar.parse(p)) for p in loaded.prompts}) >= 3
     monkeypatch.setattr(dataset, "CHUNK", 12)
     for count in ("12", "24"):
-        dataset.main(["--output", str(tmp_path), "--count", count, "--threads", "1"])
+        dataset.main(["--output", str(tmp_path), "--count", count, "--workers", "1"])
     again = dataset.Images.load(tmp_path)
     assert torch.equal(again.rgba, loaded.rgba)
     assert again.prompts == loaded.prompts
@@ -50,19 +50,6 @@ def test_backgrounds_fill_what_the_object_leaves(images: Path):
     empty = loaded.rgba[:, 3] == 0
     filled = corner[:, :, None, None].expand_as(pixels).movedim(1, -1)[empty]
     torch.testing.assert_close(pixels.movedim(1, -1)[empty], filled)
-
-
-@pytest.mark.parametrize(
-    ("angles", "word"),
-    [
-        ((0, 0), "front view"),
-        ((300, 5), "side view"),
-        ((180, 5), "back view"),
-        ((10, 35), "overhead view"),
-    ],
-)
-def test_view_words(angles: tuple[float, float], word: str):
-    assert dataset.view_word(*angles) == word
 
 
 def test_a_stopped_run_resumes_exactly(tmp_path: Path):

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from PIL import Image
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -20,7 +21,7 @@ from rich.progress import (
 from torch import Tensor, nn
 
 from scaledreamer.kernels.cpu_memory import keep_freed_memory
-from scaledreamer.storage import atomic_write, write_json
+from scaledreamer.storage import atomic_write, read_json, write_json
 
 StepFunction = Callable[[int, torch.Generator], Mapping[str, Tensor]]
 
@@ -133,10 +134,31 @@ def _commit() -> str:
         return "unknown"
 
 
-def write_card(folder: Path, title: str, facts: Mapping[str, object]) -> None:
-    """`README.md` and `card.json` beside weights: what they are and how they came about."""
+def write_card(
+    folder: Path, title: str, facts: Mapping[str, object], sheet: Image.Image | None = None
+) -> None:
+    """`README.md`, `card.json` and `samples.png` beside weights: what they are, how they came."""
     card = {**facts, "torch": torch.__version__, "commit": _commit()}
     write_json(folder / "card.json", card)
     rows = "\n".join(f"| {name} | {value} |" for name, value in card.items())
+    text = f"# {title}\n\n| fact | value |\n|---|---|\n{rows}\n"
+    if sheet is not None:
+        with atomic_write(folder / "samples.png", "wb") as file:
+            sheet.quantize(64).save(file, "PNG", optimize=True)
+        text += "\n![What it makes of some prompts](samples.png)\n"
     with atomic_write(folder / "README.md") as file:
-        file.write(f"# {title}\n\n| fact | value |\n|---|---|\n{rows}\n")
+        file.write(text)
+
+
+def earlier(folder: Path | None) -> object:
+    """What a card says of the weights that training began from."""
+    if folder is None:
+        return "random"
+    card = read_json(folder / "card.json")
+    names = ("steps", "images", "sha256 of weights", "initial weights")
+    return {name: card[name] for name in names if name in card}
+
+
+def last_metrics(folder: Path) -> dict[str, float]:
+    """The running means that a run's folder recorded last."""
+    return json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])

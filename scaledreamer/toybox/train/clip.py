@@ -22,8 +22,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
 
-from scaledreamer.storage import cache_folder, sha256_file, write_json
-from scaledreamer.toybox.train._run import Run, write_card
+from scaledreamer.storage import (
+    atomic_folder,
+    cache_folder,
+    load_tensors,
+    resolve_folder,
+    sha256_file,
+    write_json,
+)
+from scaledreamer.toybox.train._run import Run, earlier, last_metrics, write_card
+from scaledreamer.toybox.train._sheets import judge_sheet
 from scaledreamer.toybox.train.dataset import Images
 from scaledreamer.toybox.world import grammar
 
@@ -134,11 +142,17 @@ class Contrast(nn.Module):
         return {"loss": loss, "accuracy": (full.argmax(1) == target).float().mean()}
 
 
-def train(role: str, images: Images, folder: Path, steps: int, batch: int) -> CLIPModel:
+def train(
+    role: str, images: Images, folder: Path, steps: int, batch: int, init: Path | None = None
+) -> CLIPModel:
+    """Trains from random weights, or from those of the folder `init`."""
     options = ROLES[role]
     torch.manual_seed(options["seed"])
     tokenizer = build_tokenizer()
     model = build_model(len(tokenizer), options["width"], options["layers"], options["patch"])
+    if init is not None:
+        weights = load_tensors(init / "model.safetensors")
+        model.load_state_dict({name: w.float() for name, w in weights.items()}, strict=False)
     contrast = Contrast(model, tokenizer)
     run = Run(
         folder=folder, module=contrast, num_steps=steps, learning_rate=1e-3, seed=options["seed"]
@@ -161,16 +175,14 @@ def train(role: str, images: Images, folder: Path, steps: int, batch: int) -> CL
 
 
 def save(model: CLIPModel, role: str, folder: Path, facts: dict[str, object]) -> None:
-    """fp16 weights, tokenizer and card in transformers' layout."""
-    model.half().save_pretrained(folder, safe_serialization=True)
-    build_tokenizer().save_pretrained(folder)
-    scaling = {"image_mean": [MEAN] * 3, "image_std": [STD] * 3}
-    write_json(folder / "preprocessor_config.json", scaling)
-    write_card(
-        folder,
-        f"ToyBox CLIP ({role})",
-        {**facts, "sha256 of weights": sha256_file(folder / "model.safetensors")},
-    )
+    """fp16 weights, tokenizer and card in transformers' layout; replaces the folder as a whole."""
+    with atomic_folder(folder) as made:
+        model.half().save_pretrained(made, safe_serialization=True)
+        build_tokenizer().save_pretrained(made)
+        scaling = {"image_mean": [MEAN] * 3, "image_std": [STD] * 3}
+        write_json(made / "preprocessor_config.json", scaling)
+        facts = {**facts, "sha256 of weights": sha256_file(made / "model.safetensors")}
+        write_card(made, f"ToyBox CLIP ({role})", facts, judge_sheet(str(made)))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -179,30 +191,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--images", type=Path, default=cache_folder("toybox/images"))
     parser.add_argument("--state", type=Path, default=cache_folder("toybox"))
     parser.add_argument("--output", type=Path, help="default: the package's weights folder")
+    parser.add_argument("--init", type=Path, help="start from this folder's weights")
     parser.add_argument("--steps", type=int, help="default: the role's own")
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
     images = Images.load(arguments.images)
-    steps = arguments.steps or ROLES[arguments.role]["steps"]
-    model = train(arguments.role, images, arguments.state / arguments.role, steps, arguments.batch)
-    metrics = (arguments.state / arguments.role / "metrics.jsonl").read_text().splitlines()[-1]
-    output = arguments.output or Path(__file__).parents[1] / "weights" / arguments.role
-    output.mkdir(parents=True, exist_ok=True)
-    save(
-        model,
-        arguments.role,
-        output,
-        {
-            "images": len(images),
-            "steps": steps,
-            "batch": arguments.batch,
-            "parameters": sum(p.numel() for p in model.parameters()),
-            "seed": ROLES[arguments.role]["seed"],
-            "running means at the end": metrics,
-        },
-    )
+    role, state = arguments.role, arguments.state / arguments.role
+    steps = arguments.steps or ROLES[role]["steps"]
+    model = train(role, images, state, steps, arguments.batch, arguments.init)
+    facts = {
+        "images": len(images),
+        "steps": steps,
+        "initial weights": earlier(arguments.init),
+        "batch": arguments.batch,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "seed": ROLES[role]["seed"],
+        "running means at the end": last_metrics(state),
+    }
+    save(model, role, arguments.output or resolve_folder(f"toybox:{role}"), facts)
 
 
 if __name__ == "__main__":

@@ -10,9 +10,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -21,12 +25,13 @@ from torch import Tensor
 
 from scaledreamer.cameras import CameraDistribution, orbit
 from scaledreamer.interfaces import CameraBatch
+from scaledreamer.priors._cameras import view_word
 from scaledreamer.storage import atomic_write, cache_folder, load_tensors, save_tensors
 from scaledreamer.toybox.world import grammar
 from scaledreamer.toybox.world.render import Look, render
 
 CHUNK = 2000
-FORM_SHARES = {"plain": 0.15, "with": 0.30, "wearing": 0.10, "on top of": 0.20, "next to": 0.25}
+FORM_SHARES = {"plain": 0.08, "with": 0.24, "wearing": 0.08, "on top of": 0.27, "next to": 0.33}
 WHITE_SHARE = 0.4
 """Share of images on white; the others stand on a uniformly drawn colour."""
 VIEW_WORD_SHARE = 0.5
@@ -144,17 +149,10 @@ class Images:
             text = self.prompts[row]
             text = grammar.turned_round(text) if turn < 0.5 else text
             if name_view < VIEW_WORD_SHARE:
-                text += f", {view_word(self.azimuth_deg[row], self.elevation_deg[row])}"
+                angles = float(self.azimuth_deg[row]), float(self.elevation_deg[row])
+                text += f", {view_word(*angles, OVERHEAD_DEG)} view"
             captions.append(text)
         return captions
-
-
-def view_word(azimuth_deg: Tensor | float, elevation_deg: Tensor | float) -> str:
-    """Front within 45 degrees, back beyond 135, overhead above `OVERHEAD_DEG`."""
-    if float(elevation_deg) > OVERHEAD_DEG:
-        return "overhead view"
-    turned = abs((float(azimuth_deg) + 180) % 360 - 180)
-    return "front view" if turned < 45 else "back view" if turned > 135 else "side view"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -162,18 +160,30 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=cache_folder("toybox/images"))
     parser.add_argument("--count", type=int, default=48_000)
     parser.add_argument("--size-px", type=int, default=32)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
     arguments = parser.parse_args(argv)
-    torch.set_num_threads(arguments.threads)
     arguments.output.mkdir(parents=True, exist_ok=True)
-    for index in track(range(-(-arguments.count // CHUNK)), description="rendering"):
-        path = arguments.output / f"chunk_{index:04d}.safetensors"
-        if path.exists():
-            continue
-        tensors, prompts = render_chunk(CHUNK, arguments.size_px, seed=index)
-        with atomic_write(path.with_suffix(".json")) as file:
-            json.dump(prompts, file)
-        save_tensors(path, tensors)
+    chunks = range(-(-arguments.count // CHUNK))
+    work = partial(write_chunk, arguments.output, CHUNK, arguments.size_px)
+    with ExitStack() as stack:
+        spread = map
+        if arguments.workers > 1:
+            pool = ProcessPoolExecutor(arguments.workers, mp_context=get_context("spawn"))
+            spread = stack.enter_context(pool).map
+        for _ in track(spread(work, chunks), description="rendering", total=len(chunks)):
+            pass
+
+
+def write_chunk(folder: Path, count: int, size_px: int, index: int) -> None:
+    """Renders one chunk on one thread, unless the folder has it."""
+    path = folder / f"chunk_{index:04d}.safetensors"
+    if path.exists():
+        return
+    torch.set_num_threads(1)
+    tensors, prompts = render_chunk(count, size_px, seed=index)
+    with atomic_write(path.with_suffix(".json")) as file:
+        json.dump(prompts, file)
+    save_tensors(path, tensors)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,6 @@ Source: Salimans and Ho, "Progressive distillation", ICLR 2022 (v-prediction); H
 from __future__ import annotations
 
 import argparse
-import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -27,12 +25,21 @@ from transformers import AutoTokenizer, CLIPModel, CLIPTextModelWithProjection
 from scaledreamer.encoders import clip_text
 from scaledreamer.interfaces import TextEncoder
 from scaledreamer.priors._cameras import NUM_FEATURES, camera_features
-from scaledreamer.storage import cache_folder, resolve_folder, sha256_file, write_json
-from scaledreamer.toybox.train._run import Run, write_card
+from scaledreamer.storage import (
+    atomic_folder,
+    cache_folder,
+    load_tensors,
+    resolve_folder,
+    sha256_file,
+    write_json,
+)
+from scaledreamer.toybox.train._run import Run, earlier, last_metrics, write_card
+from scaledreamer.toybox.train._sheets import prior_sheet
 from scaledreamer.toybox.train.dataset import CAMERAS, OVERHEAD_DEG, Images
 
 SIZE_PX, PATCH = 32, 2
 TEXT_DROPOUT, CAMERA_DROPOUT = 0.1, 0.35
+SEED = 3
 
 
 def build_unet(text_width: int, widths: tuple[int, ...]) -> UNet2DConditionModel:
@@ -95,18 +102,21 @@ class Denoiser(nn.Module):
 
 
 def train(images: Images, arguments: argparse.Namespace) -> UNet2DConditionModel:
-    torch.manual_seed(3)
+    torch.manual_seed(SEED)
     encoder = clip_text.load("toybox:clip")
     scheduler = DDPMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction")
     unet = build_unet(encoder.token_dim, tuple(arguments.widths))
     unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if arguments.init is not None:
+        weights = load_tensors(arguments.init / "unet" / "diffusion_pytorch_model.safetensors")
+        unet.load_state_dict({name: w.float() for name, w in weights.items()})
     denoiser = Denoiser(unet, encoder, scheduler)
     run = Run(
         folder=arguments.state,
         module=denoiser,
         num_steps=arguments.steps,
         learning_rate=arguments.learning_rate,
-        seed=3,
+        seed=SEED,
     )
     features = camera_features(images.cameras())
 
@@ -122,7 +132,7 @@ def train(images: Images, arguments: argparse.Namespace) -> UNet2DConditionModel
 
 
 def save(unet: UNet2DConditionModel, folder: Path) -> None:
-    """A diffusers pipeline folder, fp16; the text tower is the embedded CLIP's."""
+    """Fills a diffusers pipeline folder, fp16; the text tower is the embedded CLIP's."""
     text_folder = resolve_folder("toybox:clip")
     unet.half().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     unet.save_pretrained(folder / "unet")
@@ -164,6 +174,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--images", type=Path, default=cache_folder("toybox/images"))
     parser.add_argument("--state", type=Path, default=cache_folder("toybox/prior"))
     parser.add_argument("--output", type=Path, help="default: the package's weights folder")
+    parser.add_argument("--init", type=Path, help="start from the weights of this folder")
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--widths", type=int, nargs="+", default=[64, 128, 160])
@@ -173,25 +184,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(arguments.threads)
     images = Images.load(arguments.images)
     unet = train(images, arguments)
-    output = arguments.output or Path(__file__).parents[1] / "weights" / "prior"
-    shutil.rmtree(output, ignore_errors=True)
-    output.mkdir(parents=True)
-    save(unet, output)
-    metrics = json.loads((arguments.state / "metrics.jsonl").read_text().splitlines()[-1])
-    write_card(
-        output,
-        "ToyBox prior",
-        {
-            "images": len(images),
-            "steps": arguments.steps,
-            "batch": arguments.batch,
-            "parameters": sum(p.numel() for p in unet.parameters()),
-            "text dropout": TEXT_DROPOUT,
-            "camera dropout": CAMERA_DROPOUT,
-            "running means at the end": metrics,
-            "sha256 of weights": sha256_file(next((output / "unet").glob("*.safetensors"))),
-        },
-    )
+    facts = {
+        "images": len(images),
+        "steps": arguments.steps,
+        "initial weights": earlier(arguments.init),
+        "batch": arguments.batch,
+        "learning rate": arguments.learning_rate,
+        "parameters": sum(p.numel() for p in unet.parameters()),
+        "seed": SEED,
+        "text dropout": TEXT_DROPOUT,
+        "camera dropout": CAMERA_DROPOUT,
+        "running means at the end": last_metrics(arguments.state),
+    }
+    with atomic_folder(arguments.output or resolve_folder("toybox:prior")) as folder:
+        save(unet, folder)
+        facts["sha256 of weights"] = sha256_file(next((folder / "unet").glob("*.safetensors")))
+        write_card(folder, "ToyBox prior", facts, prior_sheet(str(folder)))
 
 
 if __name__ == "__main__":

@@ -11,8 +11,9 @@ from scaledreamer.toybox.world.grammar import PALETTE, Item, Scene
 from scaledreamer.toybox.world.kinds import HAT_SEAT, hat, parts_of
 from scaledreamer.toybox.world.primitives import ACCENT, MAIN, Part, PartBatch
 
-MAX_HALF_EXTENT, MAX_RADIUS = 0.76, 0.92
-"""A scene's bounding box has half extents and half diagonal up to these, in metres."""
+MAX_HALF_EXTENT, MAX_RADIUS = 0.86, 1.0
+"""A scene's bounding box has half extents up to the first, in metres, and no corner of a part's box
+lies farther from the middle than the second: a sphere that a view from 3 m holds whole."""
 NEXT_TO_AZIMUTH_DEG = 67.5
 """Direction from the first to the second object: between the judged azimuths, so that neither hides
 the other in any judged view."""
@@ -30,9 +31,11 @@ def _moved(parts: Sequence[Part], scale: float, offset: np.ndarray) -> list[Part
 def _fitted(parts: Sequence[Part]) -> list[Part]:
     """Centred at the origin, within the extents above."""
     low, high = _bounds(parts)
-    half = (high - low) / 2
-    scale = min(MAX_HALF_EXTENT / half.max(), MAX_RADIUS / float(np.linalg.norm(half)))
-    return _moved(parts, scale, -scale * (low + high) / 2)
+    middle = (low + high) / 2
+    corners = np.stack([np.abs(part.bounds - middle).max(axis=0) for part in parts])
+    radius = float(np.linalg.norm(corners, axis=1).max())
+    scale = min(MAX_HALF_EXTENT / (high - middle).max(), MAX_RADIUS / radius)
+    return _moved(parts, scale, -scale * middle)
 
 
 def _object(item: Item) -> list[Part]:
@@ -66,7 +69,7 @@ def build(scene: Scene) -> tuple[tuple[Part, ...], tuple[str, ...]]:
             towards = np.array([np.cos(angle), np.sin(angle), 0.0])
             width = abs(towards[:2]) @ ((high - low) + (other_high - other_low))[:2] / 2
             floor = np.array([0.0, 0.0, low[2] - other_low[2]])
-            parts = [*parts, *_moved(second, 1.0, towards * (width + 0.06) + floor)]
+            parts = [*parts, *_moved(second, 1.0, towards * width + floor)]
     return tuple(_fitted(parts)), tuple(colours)
 
 
