@@ -1,0 +1,35 @@
+"""Where Triton kernels run in tests: on a GPU, or interpreted in a pytest process of their own.
+
+`TRITON_INTERPRET=1 pytest -m interpreted` runs the tests of fused kernels without a GPU; the other
+process, without the variable, compiles them for GPUs that are not there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from scaledreamer.kernels.backend import is_interpreting, use_backend
+
+
+@pytest.fixture
+def triton_device() -> Iterator[torch.device]:
+    """The device on which fused kernels run here; every operation in the test is fused."""
+    if is_interpreting():
+        device = torch.device("cpu")
+    elif torch.cuda.is_available():
+        device = torch.device("cuda")
+    else:
+        pytest.skip("no GPU; TRITON_INTERPRET=1 pytest -m interpreted interprets the kernels")
+    with use_backend("triton"):
+        yield device
+
+
+@pytest.fixture
+def compiler() -> None:
+    """For tests that compile kernels ahead of time."""
+    if is_interpreting():
+        pytest.skip("kernels are interpreted in this process")
+    pytest.importorskip("triton")
