@@ -143,7 +143,13 @@ class Contrast(nn.Module):
 
 
 def train(
-    role: str, images: Images, folder: Path, steps: int, batch: int, init: Path | None = None
+    role: str,
+    images: Images,
+    folder: Path,
+    steps: int,
+    batch: int,
+    learning_rate: float = 1e-3,
+    init: Path | None = None,
 ) -> CLIPModel:
     """Trains from random weights, or from those of the folder `init`."""
     options = ROLES[role]
@@ -155,7 +161,11 @@ def train(
         model.load_state_dict({name: w.float() for name, w in weights.items()}, strict=False)
     contrast = Contrast(model, tokenizer)
     run = Run(
-        folder=folder, module=contrast, num_steps=steps, learning_rate=1e-3, seed=options["seed"]
+        folder=folder,
+        module=contrast,
+        num_steps=steps,
+        learning_rate=learning_rate,
+        seed=options["seed"],
     )
 
     def step(index: int, generator: torch.Generator) -> dict[str, Tensor]:
@@ -194,18 +204,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--init", type=Path, help="start from this folder's weights")
     parser.add_argument("--steps", type=int, help="default: the role's own")
     parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
     images = Images.load(arguments.images)
     role, state = arguments.role, arguments.state / arguments.role
     steps = arguments.steps or ROLES[role]["steps"]
-    model = train(role, images, state, steps, arguments.batch, arguments.init)
+    rate = arguments.learning_rate
+    model = train(role, images, state, steps, arguments.batch, rate, arguments.init)
     facts = {
         "images": len(images),
         "steps": steps,
         "initial weights": earlier(arguments.init),
         "batch": arguments.batch,
+        "learning rate": rate,
         "parameters": sum(p.numel() for p in model.parameters()),
         "seed": ROLES[role]["seed"],
         "running means at the end": last_metrics(state),
