@@ -15,6 +15,11 @@ start=$SECONDS
 "$VENV/bin/python" train_amortized.py --config configs/toybox/quickstart.yaml --resume auto
 echo "== trained in $((SECONDS - start)) s: $RUN (tensorboard --logdir $RUN)"
 
+if [[ $OUT/results.json -nt $RUN/latest ]]; then
+    echo "== nothing left to do: $OUT/quickstart.png, $OUT/results.json"
+    exit
+fi
+
 start=$SECONDS
 "$VENV/bin/python" generate.py --checkpoint "$RUN" --prompts "$PROMPTS" --output "$OUT" --preview
 echo "== meshes in $((SECONDS - start)) s: $OUT"

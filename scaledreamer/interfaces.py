@@ -119,6 +119,34 @@ class CameraBatch:
         return CameraBatch(**{f.name: getattr(self, f.name)[scenes] for f in fields(self)})
 
 
+@dataclass(frozen=True, kw_only=True)
+class BackgroundDistribution:
+    """One solid colour per scene and step; a prior's card stores the one it was trained with."""
+
+    white_probability: float = 0.4
+    """Chance of pure white."""
+    low: float = 0.0
+    """Smallest channel of the other colours, which are uniform in [low, high]^3."""
+    high: float = 1.0
+    """Largest channel of the other colours."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.white_probability <= 1.0:
+            raise ValueError(
+                f"background.white_probability: got {self.white_probability}; must lie in [0, 1]"
+            )
+        if not 0.0 <= self.low <= self.high <= 1.0:
+            raise ValueError(
+                f"background.low: got [{self.low}, {self.high}]; must be a range within [0, 1]"
+            )
+
+    def sample(self, rng: StepRng) -> Float[Tensor, "B 3"]:
+        """sRGB colours for the samples of `rng`, on its device."""
+        colours = self.low + (self.high - self.low) * rng.uniform("background/colour", 3)
+        is_white = rng.uniform("background/white", 1) < self.white_probability
+        return torch.where(is_white, 1.0, colours)
+
+
 @dataclass(frozen=True)
 class MLPWeights:
     """A per-scene two-layer-or-deeper MLP: x @ weight + bias, ReLU between layers.

@@ -13,6 +13,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from scaledreamer.cameras import CameraDistribution
 from scaledreamer.config import build
 from scaledreamer.encoders import clip_text
+from scaledreamer.interfaces import BackgroundDistribution
 from scaledreamer.priors import _cameras
 from scaledreamer.priors._schedule import (
     FlowSchedule,
@@ -42,6 +43,8 @@ class Card:
     """Width of the camera input (class labels); 0: none."""
     cameras: CameraDistribution | None = None
     """Cameras of the training images."""
+    background: BackgroundDistribution | None = None
+    """Backgrounds of the training images."""
     overhead_deg: float = 60.0
     """Elevation above which captions say "overhead view"; the default is ScaleDreamer's."""
     use_text_mask: bool | None = None

@@ -13,7 +13,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from scaledreamer.cameras import CameraDistribution
-from scaledreamer.interfaces import CameraBatch, Condition, ConditionRows
+from scaledreamer.interfaces import (
+    BackgroundDistribution,
+    CameraBatch,
+    Condition,
+    ConditionRows,
+)
 from scaledreamer.priors import _cameras
 from scaledreamer.priors._folder import Parts, read_parts
 from scaledreamer.priors._schedule import per_row, to_clean, to_noise
@@ -60,6 +65,7 @@ class UNetPrior:
         sample_size = int(parts.unet.config["sample_size"])
         self.schedule = parts.schedule
         self.cameras: CameraDistribution | None = parts.card.cameras
+        self.background: BackgroundDistribution | None = parts.card.background
         self.size_px = sample_size * parts.pixels_per_latent
         self.latent_shape = (int(parts.unet.config["in_channels"]), sample_size, sample_size)
 

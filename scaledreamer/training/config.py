@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from scaledreamer.cameras import CameraDistribution
 from scaledreamer.config import Component, Constant, Linear, Schedule, component_module
-from scaledreamer.rendering.backgrounds import BackgroundDistribution
+from scaledreamer.interfaces import BackgroundDistribution
 from scaledreamer.rendering.volume import RenderConfig
 from scaledreamer.training.optimizer import OptimizerConfig
 from scaledreamer.training.regularizers import REGULARIZERS

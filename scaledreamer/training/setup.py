@@ -149,6 +149,7 @@ def create_run(config: TrainConfig, accelerator: Accelerator) -> Run:
 
 
 def _warn_outside(config: TrainConfig, prior: Prior) -> None:
+    """Of renders unlike the images that the prior's card says it was trained on."""
     known = getattr(prior, "cameras", None)
     outside = [] if known is None else config.cameras.outside(known)
     if outside:
@@ -157,3 +158,8 @@ def _warn_outside(config: TrainConfig, prior: Prior) -> None:
             for name in outside
         )
         warnings.warn(f"cameras: outside what the prior was trained on: {ranges}", stacklevel=3)
+    behind = getattr(prior, "background", None)
+    if behind is not None and config.background not in (None, behind):
+        warnings.warn(
+            f"background: got {config.background}; the prior was trained on {behind}", stacklevel=3
+        )

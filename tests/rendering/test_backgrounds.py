@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from scaledreamer.rendering.backgrounds import BackgroundDistribution, blend
+from scaledreamer.interfaces import BackgroundDistribution
+from scaledreamer.rendering.backgrounds import blend
 from scaledreamer.rng import StepRng
 
 

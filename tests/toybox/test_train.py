@@ -97,6 +97,7 @@ def test_prior_trains_and_loads_as_a_prior(images: Path, tmp_path: Path):
     )
     loaded = unet.create(unet.Config(folder=str(folder)))
     assert loaded.cameras == dataset.CAMERAS
+    assert loaded.background == dataset.BACKGROUND
     condition = loaded.condition(["a red mug"], ring(1, (0.0, 180.0)))
     noise = torch.randn(1, *loaded.latent_shape).expand(2, -1, -1, -1)
     eps = loaded.predict_noise(noise, torch.full((2,), 0.5), condition.positive)

@@ -24,7 +24,7 @@ from rich.progress import track
 from torch import Tensor
 
 from scaledreamer.cameras import CameraDistribution, orbit
-from scaledreamer.interfaces import CameraBatch
+from scaledreamer.interfaces import BackgroundDistribution, CameraBatch
 from scaledreamer.priors._cameras import view_word
 from scaledreamer.storage import atomic_write, cache_folder, load_tensors, save_tensors
 from scaledreamer.toybox.world import grammar
@@ -32,11 +32,10 @@ from scaledreamer.toybox.world.render import Look, render
 
 CHUNK = 2000
 FORM_SHARES = {"plain": 0.08, "with": 0.24, "wearing": 0.08, "on top of": 0.27, "next to": 0.33}
-WHITE_SHARE = 0.4
-"""Share of images on white; the others stand on a uniformly drawn colour."""
 VIEW_WORD_SHARE = 0.5
 OVERHEAD_DEG = 32.0
 CAMERAS = CameraDistribution()
+BACKGROUND = BackgroundDistribution()
 
 
 @cache
@@ -137,8 +136,9 @@ class Images:
     def on_background(self, rows: Tensor, generator: torch.Generator) -> Tensor:
         """[N, 3, S, S] float in [0, 1] on freshly drawn solid backgrounds."""
         rgba = self.rgba[rows].float() / 255
-        colour = torch.rand(len(rows), 3, generator=generator)
-        colour[torch.rand(len(rows), generator=generator) < WHITE_SHARE] = 1.0
+        span = BACKGROUND.high - BACKGROUND.low
+        colour = BACKGROUND.low + span * torch.rand(len(rows), 3, generator=generator)
+        colour[torch.rand(len(rows), generator=generator) < BACKGROUND.white_probability] = 1.0
         return rgba[:, :3] + (1 - rgba[:, 3:]) * colour[:, :, None, None]
 
     def captions(self, rows: Tensor, generator: torch.Generator) -> list[str]:

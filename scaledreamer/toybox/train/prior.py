@@ -35,7 +35,7 @@ from scaledreamer.storage import (
 )
 from scaledreamer.toybox.train._run import Run, earlier, last_metrics, write_card
 from scaledreamer.toybox.train._sheets import prior_sheet
-from scaledreamer.toybox.train.dataset import CAMERAS, OVERHEAD_DEG, Images
+from scaledreamer.toybox.train.dataset import BACKGROUND, CAMERAS, OVERHEAD_DEG, Images
 
 SIZE_PX, PATCH = 32, 2
 TEXT_DROPOUT, CAMERA_DROPOUT = 0.1, 0.35
@@ -165,6 +165,7 @@ def save(unet: UNet2DConditionModel, folder: Path) -> None:
             "use_text_mask": True,
             "overhead_deg": OVERHEAD_DEG,
             "cameras": asdict(CAMERAS),
+            "background": asdict(BACKGROUND),
         },
     )
 
