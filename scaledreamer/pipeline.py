@@ -34,9 +34,14 @@ from scaledreamer.storage import (
     prompt_id,
     read_json,
     resolve_folder,
+    save_tensors,
+    sha256_file,
     verify_files,
+    write_json,
 )
 
+EXPORTED = ("config.json", "ema.safetensors")
+"""What an exported generator consists of, beside its manifest."""
 _WEIGHTS = ("ema.safetensors", "model.safetensors")
 _RENDERING = RenderConfig(num_stratified=32, num_importance=24)
 
@@ -120,6 +125,18 @@ class GeneratorFolder:
                 f"({str(error).splitlines()[-1].strip()})"
             ) from error
         return generator.float().to(device).eval().requires_grad_(False)
+
+    def export(self, folder: Path, dtype: torch.dtype = torch.float16) -> int:
+        """Writes config.json, ema.safetensors and manifest.json; returns the number of weights."""
+        weights = {
+            name: tensor.to(dtype) if tensor.is_floating_point() else tensor
+            for name, tensor in load_tensors(self.weights).items()
+        }
+        write_json(folder / "config.json", self.config)
+        save_tensors(folder / "ema.safetensors", weights)
+        hashes = {name: sha256_file(folder / name) for name in EXPORTED}
+        write_json(folder / "manifest.json", {"format": FORMAT, "files": hashes})
+        return sum(tensor.numel() for tensor in weights.values())
 
 
 @dataclass(frozen=True)

@@ -9,17 +9,9 @@ from pathlib import Path
 import torch
 
 from scaledreamer.cli.errors import Parser, run
-from scaledreamer.pipeline import GeneratorFolder
-from scaledreamer.storage import (
-    FORMAT,
-    atomic_folder,
-    load_tensors,
-    save_tensors,
-    sha256_file,
-    write_json,
-)
+from scaledreamer.pipeline import EXPORTED, GeneratorFolder
+from scaledreamer.storage import atomic_folder
 
-_FILES = ("config.json", "ema.safetensors")
 _DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
 
@@ -42,19 +34,10 @@ def _export(options: argparse.Namespace) -> int:
     found = GeneratorFolder.find(options.checkpoint)
     _check_output(options.output, found.path)
     dtype = _DTYPES[options.dtype]
-    weights = {
-        name: tensor.to(dtype) if tensor.is_floating_point() else tensor
-        for name, tensor in load_tensors(found.weights).items()
-    }
     with atomic_folder(options.output) as folder:
-        write_json(folder / "config.json", found.config)
-        save_tensors(folder / "ema.safetensors", weights)
-        hashes = {name: sha256_file(folder / name) for name in _FILES}
-        write_json(folder / "manifest.json", {"format": FORMAT, "files": hashes})
+        count = found.export(folder, dtype)
         size_mb = (folder / "ema.safetensors").stat().st_size / 1e6
-    print(
-        f"{options.output}: {sum(w.numel() for w in weights.values()):,} weights, {size_mb:.1f} MB"
-    )
+    print(f"{options.output}: {count:,} weights, {size_mb:.1f} MB")
     return 0
 
 
@@ -64,8 +47,9 @@ def _check_output(output: Path, source: Path) -> None:
         raise ValueError(f"output: {output} holds {source}, which is read; name another folder")
     if not output.is_dir():
         return
-    names = {path.name for path in output.iterdir()} - {"README.md", "card.json"}
-    if names and names != {*_FILES, "manifest.json"}:
+    extra = {"README.md", "card.json", "samples.png"}
+    names = {path.name for path in output.iterdir()} - extra
+    if names and names != {*EXPORTED, "manifest.json"}:
         raise ValueError(
             f"output: {output} is neither empty nor an exported generator; name another folder"
         )

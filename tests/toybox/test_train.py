@@ -7,13 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
 from scaledreamer.cameras import ring
 from scaledreamer.encoders import clip_score, clip_text
+from scaledreamer.pipeline import GeneratorFolder
 from scaledreamer.priors import unet
-from scaledreamer.toybox.train import clip, dataset, prior
+from scaledreamer.storage import resolve_folder
+from scaledreamer.toybox.train import clip, dataset, generator, prior
 from scaledreamer.toybox.train._run import Run
 from scaledreamer.toybox.world import grammar
 
@@ -103,3 +106,16 @@ def test_prior_trains_and_loads_as_a_prior(images: Path, tmp_path: Path):
     eps = loaded.predict_noise(noise, torch.full((2,), 0.5), condition.positive)
     assert torch.isfinite(eps).all()
     assert not torch.equal(eps[0], eps[1])
+
+
+def test_a_generator_ships_with_its_card(tmp_path: Path):
+    folder = tmp_path / "generator"
+    shipped = str(resolve_folder("toybox:generator"))
+    generator.main([shipped, "--init", shipped, "--output", str(folder)])
+    assert GeneratorFolder.find(str(folder)).config == GeneratorFolder.find(shipped).config
+    card = json.loads((folder / "card.json").read_text())
+    assert card["steps"] == GeneratorFolder.find(shipped).config["step"]
+    assert card["visits of each prompt"] > 0
+    assert card["initial weights"]["steps"] > 0
+    assert Image.open(folder / "samples.png").width > 4 * 64
+    assert "samples.png" in (folder / "README.md").read_text()
