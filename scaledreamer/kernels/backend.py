@@ -26,11 +26,8 @@ _block: list[Choice] = []
 
 @contextmanager
 def use_backend(choice: Choice) -> Iterator[None]:
-    """Every operation in the block takes this form.
-
-    Raises: ValueError for a name that is none of `CHOICES`.
-    """
-    _block.append(_checked(choice, "use_backend"))
+    """Every operation in the block takes this form."""
+    _block.append(choice)
     try:
         yield
     finally:
@@ -65,6 +62,7 @@ def _automatic(tensor: Tensor, forms: Collection[Backend]) -> Backend:
     return "reference"
 
 
+@torch.compiler.assume_constant_result
 @cache
 def is_installed(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
@@ -96,11 +94,8 @@ def _require_numba(op: str, tensor: Tensor) -> None:
 
 @torch.compiler.assume_constant_result
 def _from_environment() -> Choice:
-    return _checked(os.environ.get(VARIABLE, "auto"), VARIABLE)
-
-
-def _checked(choice: str, source: str) -> Choice:
+    wanted = os.environ.get(VARIABLE, "auto")
     for known in CHOICES:
-        if choice == known:
+        if wanted == known:
             return known
-    raise ValueError(f"{source}: got {choice!r}; expected one of {', '.join(CHOICES)}")
+    raise ValueError(f"{VARIABLE}: got {wanted!r}; expected one of {', '.join(CHOICES)}")

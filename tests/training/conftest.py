@@ -61,6 +61,7 @@ def tiny_values(folder: Path, encoder_folder: Path) -> dict[str, Any]:
             "sparsity": 0.1,
             "opacity": 0.1,
         },
+        "background": {"white_probability": 0.5},
         "optimizer": {"lr": 0.003, "warmup_steps": 2},
         "precision": "fp32",
         "checkpoints": {"every": 100},

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from scaledreamer.kernels.backend import Backend, choose
 from scaledreamer.kernels.composite import reference
 
 
@@ -41,6 +43,13 @@ def composite(
     _check("lengths", lengths, density, density.shape)
     _check("distances", distances, density, density.shape)
     _check("colours", colours, density, (*density.shape, 3))
+    forms: tuple[Backend, ...] = ("reference",)
+    if density.dtype in (torch.float32, torch.float64):
+        forms = (*forms, "triton")
+    if choose("composite", density, forms) == "triton":
+        from scaledreamer.kernels.composite import fused
+
+        return Composited(*fused.composite(density, lengths, colours, distances))
     return Composited(*reference.composite(density, lengths, colours, distances))
 
 

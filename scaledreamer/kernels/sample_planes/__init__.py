@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from scaledreamer.kernels.backend import choose
 from scaledreamer.kernels.sample_planes import reference
 
 
@@ -25,8 +26,9 @@ def sample_planes(
     Raises:
         ValueError: shapes, dtypes or devices do not fit each other.
     """
-    if planes.dim() != 5 or planes.shape[1] != 3 or planes.shape[2] != planes.shape[3]:
-        raise ValueError(f"planes: got shape {tuple(planes.shape)}; expected [B, 3, R, R, C]")
+    shape = tuple(planes.shape)
+    if planes.dim() != 5 or shape[1] != 3 or shape[2] != shape[3] or shape[2] == 0:
+        raise ValueError(f"planes: got shape {shape}; expected [B, 3, R, R, C] with R >= 1")
     if points.dim() != 3 or points.shape[0] != planes.shape[0] or points.shape[2] != 3:
         raise ValueError(
             f"points: got shape {tuple(points.shape)}; expected [{planes.shape[0]}, N, 3]"
@@ -38,4 +40,8 @@ def sample_planes(
             f"points: got {points.dtype} on {points.device}; "
             f"expected {planes.dtype} on {planes.device} like planes"
         )
+    if choose("sample_planes", planes, ("reference", "numba")) == "numba":
+        from scaledreamer.kernels.sample_planes import numba_cpu
+
+        return numba_cpu.sample_planes(planes, points)
     return reference.sample_planes(planes, points)
