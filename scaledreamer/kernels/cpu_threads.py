@@ -3,14 +3,33 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 from torch import Tensor
 
-LOCK = threading.Lock()
-"""Held while a compiled kernel runs: one of numba's threading layers aborts the process when two
-Python threads start parallel kernels at once."""
+_LOCK = threading.Lock()
+"""One of numba's threading layers aborts the process when two Python threads start parallel kernels
+at once."""
+
+
+@contextmanager
+def kernel_threads(set_num_threads: Callable[[int], None], count: int) -> Iterator[None]:
+    """The turn of one compiled kernel, on so many of numba's threads.
+
+    PyTorch's number of threads is put back: numba's OpenMP layer shares it, and sets it to all
+    cores when its first kernel starts.
+    """
+    before = torch.get_num_threads()
+    with _LOCK:
+        set_num_threads(count)
+        try:
+            yield
+        finally:
+            if torch.get_num_threads() != before:
+                torch.set_num_threads(before)
 
 
 def array(tensor: Tensor) -> np.ndarray:

@@ -6,6 +6,8 @@ Largest differences allowed, relative to the largest expected value, and the wor
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import jaxtyping
@@ -211,3 +213,17 @@ def test_wrong_arguments_are_named() -> None:
     for bad in (points.double(), points.to("meta")):
         with pytest.raises(ValueError, match=r"^points: got"):
             sample_planes(planes, bad)
+
+
+def test_pytorch_keeps_its_number_of_threads() -> None:
+    program = """
+import torch
+torch.set_num_threads(1)
+from scaledreamer.kernels.backend import use_backend
+from scaledreamer.kernels.sample_planes import sample_planes
+planes = torch.randn(1, 3, 4, 4, 2, requires_grad=True)
+with use_backend("numba"):
+    sample_planes(planes, torch.rand(1, 50, 3)).sum().backward()
+assert torch.get_num_threads() == 1, torch.get_num_threads()
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)

@@ -18,7 +18,7 @@ from numba import njit, prange
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from scaledreamer.kernels.cpu_threads import LOCK, array, num_threads
+from scaledreamer.kernels.cpu_threads import array, kernel_threads, num_threads
 from scaledreamer.kernels.hash_encode.levels import PRIMES, HashLevels
 
 _OPTIONS: dict[str, Any] = {
@@ -50,8 +50,7 @@ class _HashEncode(torch.autograd.Function):
         out = table.new_empty(len(points), levels.num_levels * table.shape[1])
         if out.numel():
             num_parts = num_threads(-(-len(points) // _BLOCK), _LARGEST)
-            with LOCK:
-                numba.set_num_threads(num_parts)
+            with kernel_threads(numba.set_num_threads, num_parts):
                 into = out.numpy()
                 _forward(array(table), array(points), into, _level_data(levels), num_parts)
         return out
@@ -63,8 +62,7 @@ class _HashEncode(torch.autograd.Function):
         grad_table = torch.zeros(ctx.shape)
         if grad.numel():
             num_parts = num_threads(ctx.levels.num_levels, _LARGEST)
-            with LOCK:
-                numba.set_num_threads(num_parts)
+            with kernel_threads(numba.set_num_threads, num_parts):
                 into = grad_table.numpy()
                 _backward(array(points), array(grad), into, _level_data(ctx.levels), num_parts)
         return grad_table, None, None

@@ -18,7 +18,7 @@ from numba import njit, prange
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from scaledreamer.kernels.cpu_threads import LOCK, array, num_threads
+from scaledreamer.kernels.cpu_threads import array, kernel_threads, num_threads
 
 _OPTIONS: dict[str, Any] = {
     "parallel": True,
@@ -48,8 +48,7 @@ class _SamplePlanes(torch.autograd.Function):
         out = planes.new_empty(*points.shape[:2], planes.shape[-1])
         if out.numel():
             num_parts = num_threads(points[..., 0].numel(), _LARGEST)
-            with LOCK:
-                numba.set_num_threads(num_parts)
+            with kernel_threads(numba.set_num_threads, num_parts):
                 _forward(array(planes), array(points), out.numpy(), num_parts)
         return out
 
@@ -63,8 +62,7 @@ class _SamplePlanes(torch.autograd.Function):
         grad_points = torch.zeros(points.shape) if needs_points else None
         if grad.numel():
             num_parts = num_threads(points[..., 0].numel(), _LARGEST)
-            with LOCK:
-                numba.set_num_threads(num_parts)
+            with kernel_threads(numba.set_num_threads, num_parts):
                 if grad_planes is not None:
                     # Part 0 and every part that starts a scene write to the result.
                     shape = (num_parts - 1, *planes.shape[1:])

@@ -144,7 +144,7 @@ def write_card(
     text = f"# {title}\n\n| fact | value |\n|---|---|\n{rows}\n"
     if sheet is not None:
         with atomic_write(folder / "samples.png", "wb") as file:
-            sheet.quantize(64).save(file, "PNG", optimize=True)
+            sheet.save(file, "PNG", optimize=True)
         text += "\n![What it makes of some prompts](samples.png)\n"
     with atomic_write(folder / "README.md") as file:
         file.write(text)
