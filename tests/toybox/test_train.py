@@ -117,5 +117,6 @@ def test_a_generator_ships_with_its_card(tmp_path: Path):
     assert card["steps"] == GeneratorFolder.find(shipped).config["step"]
     assert card["visits of each prompt"] > 0
     assert card["initial weights"]["steps"] > 0
-    assert Image.open(folder / "samples.png").width > 4 * 64
+    with Image.open(folder / "samples.png") as sheet:
+        assert sheet.width > 4 * 64
     assert "samples.png" in (folder / "README.md").read_text()

@@ -1,6 +1,8 @@
 """A refactoring leaves the losses as they are. `python -m tests.training.test_golden` renews them.
 
-Tolerance: 1 % relative. Measured here: 0 when repeated; other CPUs sum in another order.
+Tolerance: 1 % relative. Measured: 0 when repeated, 6e-5 with and without vector instructions.
+Adam's eps is large: at 1e-8 its first updates are signs of gradients, which rounding flips, and on
+another make of processor the eikonal loss left the trace by up to 38 %.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ NUM_STEPS = 20
 
 def trace(folder: Path, encoder_folder: Path) -> list[dict[str, float]]:
     values = {**tiny_values(folder, encoder_folder), "num_steps": NUM_STEPS}
+    values["optimizer"] = {**values["optimizer"], "eps": 1e-3}
     config = build(TrainConfig, values)
     run = create_run(config, Accelerator(mixed_precision="no"))
     loader = PromptLoader(load_prompts(config.prompts), config.seed, config.prompts_per_step)
