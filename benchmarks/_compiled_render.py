@@ -72,6 +72,19 @@ def specialisations() -> list[Specialisation]:
     return found
 
 
+def max_registers(kernel: Any) -> int:
+    """What the launch of a kernel allows a thread."""
+    from scaledreamer.kernels._triplane.fused import BACKWARD_REGISTERS
+    from scaledreamer.kernels.field_query import fused as query
+    from scaledreamer.kernels.render_triplane import fused as render
+
+    forward = {
+        render.render_forward: render.FORWARD_REGISTERS,
+        query.query_forward: query.FORWARD_REGISTERS,
+    }
+    return forward.get(kernel, BACKWARD_REGISTERS)
+
+
 def _signature(kernel: Any, constants: Mapping[str, Any], precision: str) -> dict[str, str]:
     types: dict[str, str] = {}
     for name in kernel.arg_names:

@@ -29,6 +29,8 @@ class Compiled:
     """Shared memory of a program."""
     instructions: tuple[str, ...]
     """Opcodes with modifiers, in order, as `REDG.E.ADD.F32x4...`."""
+    loop_instructions: int
+    """Those of the longest loop; of the whole kernel when it has none."""
 
     def count(self, pattern: str) -> int:
         """How many instructions match the regular expression from their start."""
@@ -42,11 +44,13 @@ def compile_kernel(
     capability: int,
     num_warps: int = 4,
     num_stages: int = 1,
+    max_registers: int | None = None,
 ) -> Compiled:
     """Ahead-of-time compilation; pointers (`*fp32`, ...) count as aligned to 16 bytes.
 
     `signature` names every argument in order with its Triton type, "constexpr" for those whose
     values `constexprs` gives. Integer arguments ending in `_x16` count as multiples of 16.
+    `max_registers` is a launch's `maxnreg`; None leaves it to the assembler.
     """
     import triton
     from triton.backends.compiler import GPUTarget
@@ -67,7 +71,7 @@ def compile_kernel(
     made = triton.compile(
         source,
         target=GPUTarget("cuda", capability, 32),
-        options={"num_warps": num_warps, "num_stages": num_stages},
+        options={"num_warps": num_warps, "num_stages": num_stages, "maxnreg": max_registers},
     )
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernel.cubin"
@@ -75,9 +79,33 @@ def compile_kernel(
         usage = _run("cuobjdump", "--dump-resource-usage", str(cubin))
         listing = _run("nvdisasm", "-c", str(cubin))
     found = {key: int(value) for key, value in re.findall(r"(REG|STACK|SHARED):(\d+)", usage)}
-    opcodes = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]+)", listing, re.M)
+    opcodes, loop = read_listing(listing)
     shared = max(found["SHARED"], int(made.metadata.shared))
-    return Compiled(found["REG"], found["STACK"], shared, tuple(opcodes))
+    return Compiled(found["REG"], found["STACK"], shared, tuple(opcodes), loop)
+
+
+_LINE = re.compile(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]+)(.*)")
+
+
+def read_listing(listing: str) -> tuple[list[str], int]:
+    """Opcodes of a disassembly, and how many the longest backward jump spans."""
+    opcodes: list[str] = []
+    labels: dict[str, int] = {}
+    longest = 0
+    for line in listing.splitlines():
+        label = re.match(r"(\.L_x_\d+):", line)
+        if label:
+            labels[label[1]] = len(opcodes)
+            continue
+        match = _LINE.match(line)
+        if match is None or match[1] == "NOP":
+            continue
+        opcodes.append(match[1])
+        target = re.search(r"`\((\.L_x_\d+)\)", match[2])
+        if match[1].startswith("BRA") and target and target[1] in labels:
+            longest = max(longest, len(opcodes) - labels[target[1]])
+    # every kernel ends in a jump to itself
+    return opcodes, longest if longest > 1 else len(opcodes)
 
 
 @cache

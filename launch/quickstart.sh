@@ -5,7 +5,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/_setup.sh
-setup_venv train
+setup_venv train,numba
 
 PROMPTS=data/prompts/quickstart.txt
 RUN=runs/quickstart

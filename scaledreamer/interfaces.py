@@ -165,7 +165,8 @@ class TriplaneStructure:
     Planes lie in (x, y), (x, z), (y, z), each sampled bilinearly with `align_corners=False` and
     border padding; the first axis of a pair runs along a plane's width (last index R), the second
     along its height. The three feature vectors are summed and fed to both decoders.
-    sdf = sdf_scale * decoder + (|x| - sphere_radius); rgb = sigmoid(decoder).
+    sdf = sdf_scale * decoder + (|x| - sphere_radius); rgb = sigmoid(decoder). A field of kind
+    "density" has density = softplus(decoder + (sphere_radius - |x|) / sdf_scale), 1/m.
     """
 
     planes: Float[Tensor, "B 3 R R C"]
@@ -173,6 +174,7 @@ class TriplaneStructure:
     colour_decoder: MLPWeights
     sdf_scale: float
     sphere_radius: float
+    density_kind: DensityKind = "sdf"
 
 
 @runtime_checkable

@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import pad, relu
+from torch.nn.functional import pad, relu, softplus
 
 from scaledreamer.interfaces import DensityKind, MLPWeights, TriplaneStructure
+from scaledreamer.kernels._triplane.structure import is_fused
+from scaledreamer.kernels.field_query import Queried, field_query
 from scaledreamer.kernels.sample_planes import sample_planes
 
 _CPU_ROWS = 8192
@@ -16,12 +18,10 @@ as fast as those of a whole picture."""
 
 
 class TriplaneField:
-    """A signed-distance field with colour over B scenes; `Field` on a `TriplaneStructure`.
+    """A distance or density field with colour over B scenes; `Field` on a `TriplaneStructure`.
 
     Hidden layers run in the autocast dtype; features, the sphere and the sum are float32.
     """
-
-    density_kind: DensityKind = "sdf"
 
     def __init__(self, structure: TriplaneStructure, background: MLPWeights | None = None) -> None:
         self._structure = structure
@@ -30,15 +30,25 @@ class TriplaneField:
         self.num_scenes = len(structure.planes)
 
     @property
+    def density_kind(self) -> DensityKind:
+        return self._structure.density_kind
+
+    @property
     def structure(self) -> TriplaneStructure:
         return self._structure
 
     def geometry(self, points: Float[Tensor, "B N 3"]) -> Float[Tensor, "B N"]:
+        if is_fused(self._structure):
+            return self._query(points, with_colour=False).geometry
         return self._read(self._structure.sdf_decoder, points)[..., 0]
 
     def geometry_and_colour(
         self, points: Float[Tensor, "B N 3"]
     ) -> tuple[Float[Tensor, "B N"], Float[Tensor, "B N 3"]]:
+        if is_fused(self._structure):
+            out = self._query(points, with_colour=True)
+            assert out.rgb is not None, "colours were asked for"
+            return out.geometry, out.rgb
         output = self._read(self._joint, points)
         return output[..., 0], torch.sigmoid(output[..., 1:])
 
@@ -47,8 +57,13 @@ class TriplaneField:
             return None
         return torch.sigmoid(decode(self._background, harmonics(directions)))
 
+    def _query(self, points: Tensor, with_colour: bool) -> Queried:
+        is_low = torch.is_autocast_enabled(points.device.type)
+        precision = "bf16" if is_low else "accurate"
+        return field_query(self._structure, points, with_colour, precision=precision)
+
     def _read(self, decoder: MLPWeights, points: Tensor) -> Tensor:
-        """[B, N, K] with the distance first."""
+        """[B, N, K] with the distance or density first."""
         rows = _CPU_ROWS if points.device.type == "cpu" else max(points.shape[1], 1)
         planes = self._structure.planes
         parts = [
@@ -58,9 +73,13 @@ class TriplaneField:
         return torch.cat(parts, dim=1)
 
     def _signed(self, output: Tensor, points: Tensor) -> Tensor:
+        scale = self._structure.sdf_scale
         sphere = points.norm(dim=-1, keepdim=True) - self._structure.sphere_radius
-        distance = torch.add(sphere, output[..., :1], alpha=self._structure.sdf_scale)
-        return torch.cat((distance, output[..., 1:]), dim=-1)
+        if self.density_kind == "sdf":
+            first = torch.add(sphere, output[..., :1], alpha=scale)
+        else:
+            first = softplus(torch.sub(output[..., :1], sphere, alpha=1.0 / scale))
+        return torch.cat((first, output[..., 1:]), dim=-1)
 
 
 def decode(mlp: MLPWeights, features: Float[Tensor, "B N C"]) -> Float[Tensor, "B N K"]:

@@ -1,4 +1,4 @@
-"""Gradients of a field by finite differences.
+"""Spatial gradients of a field, in closed form where a kernel knows it, else by finite differences.
 
 `grid_sample` has no second derivative, so neither a normal that is trained nor the eikonal term can
 go through autograd twice.
@@ -11,6 +11,25 @@ from jaxtyping import Float
 from torch import Tensor
 
 from scaledreamer.interfaces import Field
+from scaledreamer.kernels._triplane.structure import is_fused
+from scaledreamer.kernels.field_query import field_query
+
+
+def spatial_gradient(
+    field: Field, points: Float[Tensor, "B N 3"], eps: float = 0.01
+) -> Float[Tensor, "B N 3"]:
+    """Gradient of `field.geometry` at points, differentiable in the field's parameters.
+
+    Exact where fused kernels take the field; else by `finite_difference_gradient`.
+    """
+    structure = field.structure
+    if structure is None or not is_fused(structure):
+        return finite_difference_gradient(field, points, eps)
+    out = field_query(
+        structure, points, with_colour=False, with_gradient=True, precision="accurate"
+    )
+    assert out.gradient is not None, "a gradient was asked for"
+    return out.gradient
 
 
 def finite_difference_gradient(

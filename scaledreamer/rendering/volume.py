@@ -9,8 +9,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from scaledreamer.cameras import rays
-from scaledreamer.interfaces import CameraBatch, Field, Views
+from scaledreamer.interfaces import CameraBatch, Field, TriplaneStructure, Views
+from scaledreamer.kernels._triplane.structure import is_fused
 from scaledreamer.kernels.composite import composite
+from scaledreamer.kernels.render_triplane import render_triplane
 from scaledreamer.rendering.backgrounds import blend
 from scaledreamer.rendering.density import to_density
 from scaledreamer.rendering.normals import finite_difference_normal
@@ -139,15 +141,14 @@ def render(
     if beta <= 0:
         raise ValueError(f"beta: got {beta}; must be positive")
     bundle = _bundle(cameras, size_px, rng)
-    num_rays = bundle.near.shape[1]
-    chunk = num_rays if torch.is_grad_enabled() else config.chunk_rays
-    parts = [
-        _march(field, bundle[start : start + chunk], config, beta, with_normals)
-        for start in range(0, num_rays, chunk)
-    ]
-    rgb, opacity, depth, normal, tdist = (
-        torch.cat(items, dim=1) for items in zip(*parts, strict=True)
-    )
+    structure = field.structure
+    if structure is not None and is_fused(structure):
+        tdist = _distances(field, bundle, config, beta)
+        size = (num_views, size_px)
+        parts = _march_fused(structure, bundle, tdist, beta, with_normals, size)
+    else:
+        parts = _march_in_chunks(field, bundle, config, beta, with_normals)
+    rgb, opacity, depth, normal, tdist = parts
     rgb = blend(rgb, opacity, _background(field, background, bundle.directions))
 
     def image(values: Tensor) -> Tensor:
@@ -170,6 +171,50 @@ def _bundle(cameras: CameraBatch, size_px: int, rng: StepRng | None) -> _Rays:
     num_rays = near.shape[1]
     jitter = rng.uniform("render/stratified", num_rays), rng.uniform("render/importance", num_rays)
     return _Rays(origins, directions, near, far, jitter)
+
+
+def _march_fused(
+    structure: TriplaneStructure,
+    bundle: _Rays,
+    tdist: Tensor,
+    beta: float,
+    with_normals: bool,
+    size: tuple[int, int],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """As `_march`, in one kernel from samples to pixels; `size` is views a scene and their side."""
+    num_views, size_px = size
+
+    def views(values: Tensor) -> Tensor:
+        return values.unflatten(1, (num_views, size_px, size_px)).flatten(0, 1)
+
+    scene = torch.arange(len(tdist), device=tdist.device).repeat_interleave(num_views)
+    out = render_triplane(
+        structure,
+        *map(views, (bundle.origins, bundle.directions, bundle.near, bundle.far)),
+        scene,
+        beta,
+        views(tdist),
+        with_normals,
+        precision="bf16" if torch.is_autocast_enabled(tdist.device.type) else "tf32",
+    )
+
+    def rays(values: Tensor) -> Tensor:
+        return values.unflatten(0, (-1, num_views)).flatten(1, 3)
+
+    normal = out.rgb[..., :0] if out.normal is None else out.normal
+    return rays(out.rgb), rays(out.opacity), rays(out.depth), rays(normal), tdist
+
+
+def _march_in_chunks(
+    field: Field, bundle: _Rays, config: RenderConfig, beta: float, with_normals: bool
+) -> tuple[Tensor, ...]:
+    num_rays = bundle.near.shape[1]
+    chunk = num_rays if torch.is_grad_enabled() else config.chunk_rays
+    parts = [
+        _march(field, bundle[start : start + chunk], config, beta, with_normals)
+        for start in range(0, num_rays, chunk)
+    ]
+    return tuple(torch.cat(items, dim=1) for items in zip(*parts, strict=True))
 
 
 def _march(
@@ -201,23 +246,39 @@ def _march(
 
 def _place(field: Field, bundle: _Rays, config: RenderConfig, beta: float) -> tuple[Tensor, Tensor]:
     """Sorted sample distances and, where they are needed, weights [B, R, S] in the picture."""
-
-    def density_at(tdist: Tensor) -> Tensor:
-        values = field.geometry(bundle.points(tdist))
-        return to_density(values, field.density_kind, beta).view_as(tdist)
-
     near, far = bundle.near, bundle.far
     tdist = stratified(near, far, config.num_stratified, bundle.offsets[0])
     if config.num_importance == 0 and config.min_weight == 0:
         return tdist, torch.ones_like(tdist)
-    density = density_at(tdist)
+    density = _density_at(field, bundle, tdist, beta)
     if config.num_importance:
-        edges = interval_edges(tdist, near, far)
-        weights = _weights(density, edges)
-        extra = resample(edges, weights, config.num_importance, bundle.offsets[1])
+        extra = _importance(density, tdist, bundle, config)
         tdist, order = torch.cat((tdist, extra), dim=-1).sort(dim=-1)
-        density = torch.cat((density, density_at(extra)), dim=-1).gather(-1, order)
+        more = _density_at(field, bundle, extra, beta)
+        density = torch.cat((density, more), dim=-1).gather(-1, order)
     return tdist, _weights(density, interval_edges(tdist, near, far))
+
+
+@torch.no_grad()
+def _distances(field: Field, bundle: _Rays, config: RenderConfig, beta: float) -> Tensor:
+    """The sorted sample distances [B, R, S] of `_place` alone."""
+    tdist = stratified(bundle.near, bundle.far, config.num_stratified, bundle.offsets[0])
+    if config.num_importance == 0:
+        return tdist
+    density = _density_at(field, bundle, tdist, beta)
+    extra = _importance(density, tdist, bundle, config)
+    return torch.cat((tdist, extra), dim=-1).sort(dim=-1).values
+
+
+def _density_at(field: Field, bundle: _Rays, tdist: Tensor, beta: float) -> Tensor:
+    values = field.geometry(bundle.points(tdist))
+    return to_density(values, field.density_kind, beta).view_as(tdist)
+
+
+def _importance(density: Tensor, tdist: Tensor, bundle: _Rays, config: RenderConfig) -> Tensor:
+    edges = interval_edges(tdist, bundle.near, bundle.far)
+    weights = _weights(density, edges)
+    return resample(edges, weights, config.num_importance, bundle.offsets[1])
 
 
 def _weights(density: Tensor, edges: Tensor) -> Tensor:

@@ -9,13 +9,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from scaledreamer.interfaces import Field, Views
-from scaledreamer.rendering.normals import finite_difference_gradient
+from scaledreamer.rendering.normals import spatial_gradient
 
 
 def eikonal(views: Views, field: Field) -> Tensor:
     """mean (|grad sdf| - 1)^2 at the render's sample points.
 
-    Source: Gropp et al., "Implicit geometric regularization", 2020, eq. 2, by finite differences.
+    Source: Gropp et al., "Implicit geometric regularization", 2020, eq. 2.
     Raises: ValueError for a field of density.
     """
     if field.density_kind != "sdf":
@@ -23,7 +23,7 @@ def eikonal(views: Views, field: Field) -> Tensor:
             "losses.eikonal: this generator makes a density, no distance; set losses.eikonal=0"
         )
     assert views.points is not None, "the render kept no points"
-    gradient = finite_difference_gradient(field, views.points)  # [B, N, 3]
+    gradient = spatial_gradient(field, views.points)  # [B, N, 3]
     return (gradient.norm(dim=-1) - 1.0).square().mean()
 
 

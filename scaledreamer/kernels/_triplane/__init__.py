@@ -1,0 +1,1 @@
+"""What the operations on triplane structures share: checks, packed decoders, device functions."""
