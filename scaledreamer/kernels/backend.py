@@ -26,7 +26,12 @@ _block: list[Choice] = []
 
 @contextmanager
 def use_backend(choice: Choice) -> Iterator[None]:
-    """Every operation in the block takes this form."""
+    """Every operation in the block takes this form.
+
+    Raises: ValueError for a name that is none of `CHOICES`.
+    """
+    if choice not in CHOICES:
+        raise ValueError(f"use_backend: got {choice!r}; expected one of {', '.join(CHOICES)}")
     _block.append(choice)
     try:
         yield
@@ -87,9 +92,9 @@ def _require_numba(op: str, tensor: Tensor) -> None:
     if not is_installed("numba"):
         raise ValueError(f"{op}: numba is not installed; pip install 'scaledreamer[numba]'")
     if tensor.device.type != "cpu":
-        raise ValueError(f"{op}: got a tensor on {tensor.device} for numba; it runs on the CPU")
+        raise ValueError(f"{op}: got a tensor on {tensor.device} for numba; move it to the CPU")
     if tensor.dtype != torch.float32:
-        raise ValueError(f"{op}: got {tensor.dtype} for numba; expected float32")
+        raise ValueError(f"{op}: got {tensor.dtype} for numba; cast it to float32")
 
 
 @torch.compiler.assume_constant_result

@@ -37,11 +37,11 @@ class RenderConfig:
     """Samples lighter than this share of the mean in an opaque ray (1 over the number of samples)
     count as empty: neither colour nor gradient is computed for them, and a pixel loses at most
     this much opacity. While gradients are recorded the share is of the scene's largest weight, so
-    that a fading scene keeps receiving them. 0 keeps all."""
+    that a fading scene keeps receiving them. 0 keeps all. Fused kernels keep all."""
     chunk_rays: int = 8192
     """Rays a scene that are rendered at once where no gradient is recorded."""
     normal_eps: float = 0.01
-    """Step of the finite differences, metres."""
+    """Step of the finite differences of normals, metres; fused kernels know the gradient itself."""
 
     def __post_init__(self) -> None:
         for name in ("num_stratified", "chunk_rays"):
@@ -142,8 +142,15 @@ def render(
         raise ValueError(f"beta: got {beta}; must be positive")
     bundle = _bundle(cameras, size_px, rng)
     structure = field.structure
-    if structure is not None and is_fused(structure):
-        tdist = _distances(field, bundle, config, beta)
+    # fused normals carry no gradient
+    trains_normals = with_normals and torch.is_grad_enabled()
+    if structure is not None and is_fused(structure) and not trains_normals:
+        chunks = range(0, bundle.near.shape[1], config.chunk_rays)
+        placed = [
+            _distances(field, bundle[start : start + config.chunk_rays], config, beta)
+            for start in chunks
+        ]
+        tdist = torch.cat(placed, dim=1)
         size = (num_views, size_px)
         parts = _march_fused(structure, bundle, tdist, beta, with_normals, size)
     else:

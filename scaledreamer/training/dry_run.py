@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from scaledreamer.config import to_yaml
 from scaledreamer.encoders import clip_text
 from scaledreamer.interfaces import TextEmbedding, TextEncoder
+from scaledreamer.kernels.backend import use_backend
 from scaledreamer.rendering.volume import render
 from scaledreamer.rng import StepRng
 from scaledreamer.training.config import PRIORS, TrainConfig
@@ -72,7 +73,10 @@ class ActivationBytes:
 def activation_bytes(
     config: TrainConfig, generator: nn.Module, encoder: TextEncoder
 ) -> ActivationBytes:
-    """From the tensors saved by one prompt's render at two sizes."""
+    """From the tensors saved by one prompt's render at two sizes.
+
+    Measured on the CPU path; fused kernels keep only pixels, so that on a GPU it is an upper bound.
+    """
     small, large = (_saved_bytes(config, generator, encoder, size) for size in _PROBE_PX)
     per_ray = (large - small) / (_PROBE_PX[1] ** 2 - _PROBE_PX[0] ** 2)
     return ActivationBytes(max(small - per_ray * _PROBE_PX[0] ** 2, 0.0), per_ray)
@@ -96,6 +100,7 @@ def _saved_bytes(
     with (
         torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
         torch.autocast("cpu", torch.bfloat16, enabled=is_low),
+        use_backend("reference"),
     ):
         field = generator(text, rng.normal("latent", width) if width else None)
         cameras = config.cameras.sample(1, rng)

@@ -66,7 +66,7 @@ def test_triton_without_a_gpu_says_what_to_do(monkeypatch: pytest.MonkeyPatch):
 
 def test_numba_needs_single_precision_on_the_cpu(monkeypatch: pytest.MonkeyPatch):
     with use_backend("numba"):
-        with pytest.raises(ValueError, match=r"torch.float64 for numba; expected float32"):
+        with pytest.raises(ValueError, match=r"torch.float64 for numba; cast it to float32"):
             choose("op", torch.zeros(1).double(), ALL)
         with pytest.raises(ValueError, match=r"tensor on meta for numba"):
             choose("op", torch.zeros(1, device="meta"), ALL)

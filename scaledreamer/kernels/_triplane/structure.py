@@ -24,7 +24,8 @@ ALIGNED = 16
 def check_structure(structure: TriplaneStructure) -> None:
     """Raises: ValueError naming the tensor whose shape, dtype or device does not fit the planes."""
     planes = structure.planes
-    if planes.dim() != 5 or planes.shape[1] != 3 or planes.shape[2] != planes.shape[3]:
+    is_square = planes.dim() == 5 and planes.shape[2] == planes.shape[3] > 0
+    if not is_square or planes.shape[1] != 3:
         raise ValueError(
             f"structure.planes: got shape {tuple(planes.shape)}; expected [B, 3, R, R, C]"
         )
@@ -120,7 +121,10 @@ def is_fused(structure: TriplaneStructure) -> bool:
 
     Raises: ValueError when Triton is chosen and can't run here.
     """
-    if choose("render_triplane", structure.planes, ("reference", "triton")) != "triton":
+    planes = structure.planes
+    if choose("render_triplane", planes, ("reference", "triton")) != "triton":
+        return False
+    if planes.dtype != torch.float32:
         return False
     try:
         check_fused(structure, "exact")

@@ -57,20 +57,21 @@ def _composite(
     if num_rays:
         rays_a_tile, samples_a_tile = _tile(num_samples)
         launch: Any = _forward_kernel[(-(-num_rays // rays_a_tile),)]
-        launch(
-            density.contiguous(),
-            lengths.contiguous(),
-            colours.contiguous(),
-            distances.contiguous(),
-            *outputs,
-            num_rays,
-            num_samples,
-            RAYS=rays_a_tile,
-            SAMPLES=samples_a_tile,
-            num_warps=_NUM_WARPS,
-            num_stages=1,
-            enable_fp_fusion=True,
-        )
+        with torch.cuda.device_of(density):
+            launch(
+                density.contiguous(),
+                lengths.contiguous(),
+                colours.contiguous(),
+                distances.contiguous(),
+                *outputs,
+                num_rays,
+                num_samples,
+                RAYS=rays_a_tile,
+                SAMPLES=samples_a_tile,
+                num_warps=_NUM_WARPS,
+                num_stages=1,
+                enable_fp_fusion=True,
+            )
     return outputs
 
 
@@ -103,29 +104,30 @@ def _composite_backward(
             )
         )
         launch: Any = _backward_kernel[(-(-num_rays // rays_a_tile),)]
-        launch(
-            density.contiguous(),
-            lengths.contiguous(),
-            colours.contiguous(),
-            distances.contiguous(),
-            weights,
-            behind,
-            weights if grad_weights is None else grad_weights.contiguous(),
-            *of_rays,
-            *grads,
-            num_rays,
-            num_samples,
-            HAS_GRAD_WEIGHTS=grad_weights is not None,
-            NEEDS_DENSITY=needs[0],
-            NEEDS_LENGTHS=needs[1],
-            NEEDS_COLOURS=needs[2],
-            NEEDS_DISTANCES=needs[3],
-            RAYS=rays_a_tile,
-            SAMPLES=samples_a_tile,
-            num_warps=_NUM_WARPS,
-            num_stages=1,
-            enable_fp_fusion=True,
-        )
+        with torch.cuda.device_of(density):
+            launch(
+                density.contiguous(),
+                lengths.contiguous(),
+                colours.contiguous(),
+                distances.contiguous(),
+                weights,
+                behind,
+                weights if grad_weights is None else grad_weights.contiguous(),
+                *of_rays,
+                *grads,
+                num_rays,
+                num_samples,
+                HAS_GRAD_WEIGHTS=grad_weights is not None,
+                NEEDS_DENSITY=needs[0],
+                NEEDS_LENGTHS=needs[1],
+                NEEDS_COLOURS=needs[2],
+                NEEDS_DISTANCES=needs[3],
+                RAYS=rays_a_tile,
+                SAMPLES=samples_a_tile,
+                num_warps=_NUM_WARPS,
+                num_stages=1,
+                enable_fp_fusion=True,
+            )
     return grads
 
 

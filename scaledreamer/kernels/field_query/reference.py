@@ -7,6 +7,7 @@ from torch import Tensor
 
 from scaledreamer.interfaces import TriplaneStructure
 from scaledreamer.kernels._triplane.structure import decode, signed
+from scaledreamer.kernels.sample_planes.reference import sample_planes
 
 _PAIRS = ((0, 1), (0, 2), (1, 2))
 
@@ -19,7 +20,9 @@ def field_query(
     gradient = None
     with torch.set_grad_enabled(is_recording or with_gradient):
         points = points.detach().requires_grad_(with_gradient)
-        features = lerp_planes(structure.planes, points)
+        # the faster sampling has no second derivative
+        sample = lerp_planes if with_gradient else sample_planes
+        features = sample(structure.planes, points)
         geometry = signed(structure, decode(structure.sdf_decoder, features)[..., 0], points)
         if with_gradient:
             (gradient,) = torch.autograd.grad(geometry.sum(), points, create_graph=is_recording)

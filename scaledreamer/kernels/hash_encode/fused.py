@@ -49,17 +49,18 @@ def _encode(
     if out.numel():
         levels = _levels(num_levels, log2_table_size, base_resolution, finest_resolution)
         launch: Any = _forward_kernel[_grid(len(points), num_levels)]
-        launch(
-            table,
-            points,
-            out,
-            _level_data(levels, table.device),
-            len(points),
-            FEATURES=num_features,
-            BLOCK=_BLOCK,
-            num_warps=_NUM_WARPS,
-            enable_fp_fusion=True,
-        )
+        with torch.cuda.device_of(points):
+            launch(
+                table,
+                points,
+                out,
+                _level_data(levels, table.device),
+                len(points),
+                FEATURES=num_features,
+                BLOCK=_BLOCK,
+                num_warps=_NUM_WARPS,
+                enable_fp_fusion=True,
+            )
     return out
 
 
@@ -80,19 +81,20 @@ def _encode_backward(
     grad_table = grad.new_zeros(levels.num_entries, num_features)
     if grad.numel():
         launch: Any = _backward_kernel[_grid(len(points), num_levels)]
-        launch(
-            points,
-            grad,
-            grad_table,
-            _level_data(levels, points.device),
-            len(points),
-            grad.stride(0),
-            grad.stride(1),
-            FEATURES=num_features,
-            BLOCK=_BLOCK,
-            num_warps=_NUM_WARPS,
-            enable_fp_fusion=True,
-        )
+        with torch.cuda.device_of(points):
+            launch(
+                points,
+                grad,
+                grad_table,
+                _level_data(levels, points.device),
+                len(points),
+                grad.stride(0),
+                grad.stride(1),
+                FEATURES=num_features,
+                BLOCK=_BLOCK,
+                num_warps=_NUM_WARPS,
+                enable_fp_fusion=True,
+            )
     return grad_table
 
 

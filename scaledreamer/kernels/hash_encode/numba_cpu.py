@@ -59,7 +59,7 @@ class _HashEncode(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (points,) = ctx.saved_tensors
-        grad_table = torch.zeros(ctx.shape)
+        grad_table = grad.new_zeros(ctx.shape)
         if grad.numel():
             num_parts = num_threads(ctx.levels.num_levels, _LARGEST)
             with kernel_threads(numba.set_num_threads, num_parts):

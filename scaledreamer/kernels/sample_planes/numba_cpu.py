@@ -58,15 +58,23 @@ class _SamplePlanes(torch.autograd.Function):
         planes, points = ctx.saved_tensors
         needs_planes, needs_points = ctx.needs_input_grad
         # Zeros of torch come from memory that the allocator keeps.
-        grad_planes = torch.zeros(planes.shape) if needs_planes else None
-        grad_points = torch.zeros(points.shape) if needs_points else None
+        grad_planes = (
+            torch.zeros_like(planes, memory_format=torch.contiguous_format)
+            if needs_planes
+            else None
+        )
+        grad_points = (
+            torch.zeros_like(points, memory_format=torch.contiguous_format)
+            if needs_points
+            else None
+        )
         if grad.numel():
             num_parts = num_threads(points[..., 0].numel(), _LARGEST)
             with kernel_threads(numba.set_num_threads, num_parts):
                 if grad_planes is not None:
                     # Part 0 and every part that starts a scene write to the result.
                     shape = (num_parts - 1, *planes.shape[1:])
-                    spare = torch.empty(shape).numpy()
+                    spare = planes.new_empty(shape).numpy()
                     at, into = array(points), grad_planes.numpy()
                     _backward_planes(at, array(grad), into, spare, num_parts)
                 if grad_points is not None:
