@@ -59,10 +59,10 @@ class RenderSize:
 
 
 RENDERS = {
-    "W0": RenderSize(1, 1, 256, 256, 32, 32, (32, 32)),
     "W1": RenderSize(4, 4, 64, 64, 64, 32, (64,)),
-    "256px": RenderSize(4, 1, 256, 64, 128, 32, (64,)),
     "toybox": RenderSize(4, 2, 32, 28, 32, 16, (32, 32)),
+    "256px": RenderSize(4, 1, 256, 64, 128, 32, (64,)),
+    "W0": RenderSize(1, 1, 256, 256, 32, 32, (32, 32)),
 }
 POINTS = {"1M": 1 << 20, "4M": 1 << 22}
 TABLES = {
@@ -250,8 +250,9 @@ def _composite(workload: str, num_rays: int, num_samples: int) -> Case:
         return out.rgb, out.opacity, out.depth
 
     def floor(limits: Limits) -> tuple[float, float]:
-        moved = 20 * shape[0] * shape[1] / limits["copy"] * 1e3
-        return moved, 3 * moved
+        read_and_written = 28 * shape[0] * shape[1] / limits["copy"] * 1e3
+        # back: the same inputs, the weights, and the gradients of density and colours
+        return read_and_written, read_and_written + 44 / 28 * read_and_written
 
     units = shape[0] * shape[1]
     return Case("composite", workload, units, leaves, run, floor_ms=floor)

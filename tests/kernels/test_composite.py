@@ -193,7 +193,6 @@ def test_nothing_to_composite_gives_nothing(
 
 
 @pytest.mark.interpreted
-@pytest.mark.usefixtures("_poison")
 @pytest.mark.parametrize("output", range(4))
 def test_triton_makes_only_the_gradients_that_are_needed(
     output: int, triton_device: torch.device

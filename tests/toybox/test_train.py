@@ -41,6 +41,8 @@ def test_the_images_are_of_all_forms_and_an_interrupted_set_continues(
         dataset.main(["--output", str(tmp_path), "--count", count, "--workers", "1"])
     again = dataset.Images.load(tmp_path)
     assert torch.equal(again.rgba, loaded.rgba)
+    with pytest.raises(SystemExit, match="2"):
+        dataset.main(["--output", str(tmp_path), "--count", "36", "--size-px", "16"])
     assert again.prompts == loaded.prompts
 
 

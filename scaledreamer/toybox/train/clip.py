@@ -158,7 +158,7 @@ def train(
     model = build_model(len(tokenizer), options["width"], options["layers"], options["patch"])
     if init is not None:
         weights = load_tensors(init / "model.safetensors")
-        model.load_state_dict({name: w.float() for name, w in weights.items()}, strict=False)
+        model.load_state_dict({name: w.float() for name, w in weights.items()})
     contrast = Contrast(model, tokenizer)
     run = Run(
         folder=folder,
@@ -212,18 +212,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     role, state = arguments.role, arguments.state / arguments.role
     steps = arguments.steps or ROLES[role]["steps"]
     rate = arguments.learning_rate
+    initial, output = earlier(arguments.init), arguments.output or resolve_folder(f"toybox:{role}")
     model = train(role, images, state, steps, arguments.batch, rate, arguments.init)
     facts = {
         "images": len(images),
         "steps": steps,
-        "initial weights": earlier(arguments.init),
+        "initial weights": initial,
         "batch": arguments.batch,
         "learning rate": rate,
         "parameters": sum(p.numel() for p in model.parameters()),
         "seed": ROLES[role]["seed"],
         "running means at the end": last_metrics(state),
     }
-    save(model, role, arguments.output or resolve_folder(f"toybox:{role}"), facts)
+    save(model, role, output, facts)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ are premultiplied by their coverage: the background is drawn anew each time an i
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -26,7 +27,15 @@ from torch import Tensor
 from scaledreamer.cameras import CameraDistribution, orbit
 from scaledreamer.interfaces import BackgroundDistribution, CameraBatch
 from scaledreamer.priors._cameras import view_word
-from scaledreamer.storage import atomic_write, cache_folder, load_tensors, save_tensors
+from scaledreamer.storage import (
+    atomic_write,
+    cache_folder,
+    load_tensors,
+    read_json,
+    save_tensors,
+    sha256_file,
+    write_json,
+)
 from scaledreamer.toybox.world import grammar
 from scaledreamer.toybox.world.render import Look, render
 
@@ -160,9 +169,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=cache_folder("toybox/images"))
     parser.add_argument("--count", type=int, default=48_000)
     parser.add_argument("--size-px", type=int, default=32)
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
+    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    parser.add_argument("--workers", type=int, default=workers, help="processes")
     arguments = parser.parse_args(argv)
-    arguments.output.mkdir(parents=True, exist_ok=True)
+    stamp, path = _stamp(arguments.size_px), arguments.output / "images.json"
+    if path.exists() and read_json(path) != stamp:
+        parser.error(f"{arguments.output} holds images of another world; name another --output")
+    write_json(path, stamp)
     chunks = range(-(-arguments.count // CHUNK))
     work = partial(write_chunk, arguments.output, CHUNK, arguments.size_px)
     with ExitStack() as stack:
@@ -172,6 +185,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             spread = stack.enter_context(pool).map
         for _ in track(spread(work, chunks), description="rendering", total=len(chunks)):
             pass
+
+
+def _stamp(size_px: int) -> dict[str, object]:
+    """What all chunks of a folder have in common."""
+    files = sorted(Path(grammar.__file__).parent.glob("*.*"))
+    world = "".join(sha256_file(file) for file in files if file.suffix in (".py", ".json"))
+    digest = hashlib.sha256(world.encode()).hexdigest()
+    return {"world": digest, "size_px": size_px, "chunk": CHUNK}
 
 
 def write_chunk(folder: Path, count: int, size_px: int, index: int) -> None:

@@ -184,11 +184,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
     images = Images.load(arguments.images)
+    initial, output = earlier(arguments.init), arguments.output or resolve_folder("toybox:prior")
     unet = train(images, arguments)
     facts = {
         "images": len(images),
         "steps": arguments.steps,
-        "initial weights": earlier(arguments.init),
+        "initial weights": initial,
         "batch": arguments.batch,
         "learning rate": arguments.learning_rate,
         "parameters": sum(p.numel() for p in unet.parameters()),
@@ -197,7 +198,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "camera dropout": CAMERA_DROPOUT,
         "running means at the end": last_metrics(arguments.state),
     }
-    with atomic_folder(arguments.output or resolve_folder("toybox:prior")) as folder:
+    with atomic_folder(output) as folder:
         save(unet, folder)
         facts["sha256 of weights"] = sha256_file(next((folder / "unet").glob("*.safetensors")))
         write_card(folder, "ToyBox prior", facts, prior_sheet(str(folder)))
