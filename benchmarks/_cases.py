@@ -72,16 +72,20 @@ TABLES = {
 }
 
 
-def cases(is_small: bool) -> list[Case]:
-    """All of them; small ones show that everything runs, and mean nothing as times."""
+def cases(is_small: bool, is_cpu: bool) -> list[Case]:
+    """All of them, of a CPU's size on a CPU; small ones show that everything runs, no more."""
     renders = {
         name: replace(size, scenes=1, views=1, image_px=4, samples=4, plane_px=8)
         if is_small
         else size
         for name, size in RENDERS.items()
     }
-    points = {"64": 64} if is_small else POINTS
-    tables = {"L2F2T8": (HashLevels(num_levels=2, log2_table_size=8), 2)} if is_small else TABLES
+    points = {"64": 64} if is_small else {"131k": 131_072} if is_cpu else POINTS
+    tables = dict(TABLES)
+    if is_cpu:
+        del tables["L16F2T19"], tables["L8F4T19"]
+    if is_small:
+        tables = {"L2F2T8": (HashLevels(num_levels=2, log2_table_size=8), 2)}
     out = [
         _render(f"{name} {kind}", size, kind == "sphere")
         for name, size in renders.items()
