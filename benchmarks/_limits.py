@@ -7,6 +7,7 @@ bytes wide, as the kernels' scatters are, onto random rows, the texels of planes
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -27,7 +28,9 @@ def measure(device: torch.device, size: int = 1 << 26) -> dict[str, float]:
         small = torch.rand(1 << 22, device=device)  # 16 MB: within the L2 cache
         sums = torch.empty(4096, device=device)
         rounds = 16
-        calls["l2_read"] = lambda: read[(4096,)](small, sums, len(small), ROUNDS=rounds, BLOCK=1024)
+        reading: Any = read[(4096,)]
+        adding: Any = reduce[((1 << 20) // 64,)]
+        calls["l2_read"] = lambda: reading(small, sums, len(small), ROUNDS=rounds, BLOCK=1024)
         moved["l2_read"] = 4.0 * 4096 * rounds * 1024
         num = 1 << 20
         for name, rows in {"red_random": 1 << 16, "red_texels": 3 * 64 * 64, "red_hot": 1}.items():
@@ -35,7 +38,7 @@ def measure(device: torch.device, size: int = 1 << 26) -> dict[str, float]:
             table = torch.zeros(rows, ROW, device=device)
 
             def scatter(index=index, table=table) -> object:
-                return reduce[(num // 64,)](table, index, C=ROW, BLOCK=64)
+                return adding(table, index, C=ROW, BLOCK=64)
 
             calls[name] = scatter
             moved[name] = 4.0 * num * ROW

@@ -181,8 +181,10 @@ class TriplaneStructure:
 class Field(Protocol):
     """A 3D field over B scenes."""
 
-    density_kind: DensityKind
     num_scenes: int
+
+    @property
+    def density_kind(self) -> DensityKind: ...
 
     def geometry(self, points: Float[Tensor, "B N 3"]) -> Float[Tensor, "B N"]:
         """Signed distance (negative inside) or volume density, by `density_kind`."""

@@ -197,7 +197,10 @@ def _march_fused(
     scene = torch.arange(len(tdist), device=tdist.device).repeat_interleave(num_views)
     out = render_triplane(
         structure,
-        *map(views, (bundle.origins, bundle.directions, bundle.near, bundle.far)),
+        views(bundle.origins),
+        views(bundle.directions),
+        views(bundle.near),
+        views(bundle.far),
         scene,
         beta,
         views(tdist),
