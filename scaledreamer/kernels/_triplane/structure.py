@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -12,6 +14,7 @@ WIDTHS = (16, 32, 48, 64)
 """Channels and hidden widths that the kernels take; 48 is padded to 64."""
 NUM_LAYERS = (1, 2)
 """Hidden layers that the kernels take."""
+Precision = Literal["bf16", "tf32", "accurate", "exact"]
 PRECISIONS = {"bf16": "bf16", "tf32": "tf32", "accurate": "tf32x3", "exact": "ieee"}
 """What the decoders' products are computed in, by the doors' name and by the kernels'.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor
@@ -11,14 +11,13 @@ from scaledreamer.interfaces import TriplaneStructure
 from scaledreamer.kernels import backend
 from scaledreamer.kernels._triplane.structure import (
     PRECISIONS,
+    Precision,
     check_fused,
     check_like,
     check_structure,
     pack,
 )
 from scaledreamer.kernels.field_query import reference
-
-Precision = Literal["bf16", "tf32", "accurate", "exact"]
 
 
 class Queried(NamedTuple):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int64
@@ -13,6 +13,7 @@ from scaledreamer.interfaces import TriplaneStructure
 from scaledreamer.kernels import backend
 from scaledreamer.kernels._triplane.structure import (
     PRECISIONS,
+    Precision,
     check_fused,
     check_like,
     check_structure,
@@ -20,8 +21,6 @@ from scaledreamer.kernels._triplane.structure import (
 )
 from scaledreamer.kernels.render_triplane import reference
 from scaledreamer.rng import StepRng, philox, stream_key, to_uniform
-
-Precision = Literal["bf16", "tf32", "accurate", "exact"]
 
 
 class Rendered(NamedTuple):
