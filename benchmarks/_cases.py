@@ -1,7 +1,8 @@
 """The workloads of benchmarks/kernels.py: inputs, calls, and what the hardware allows at best.
 
 W0 is Lightplane's published one, W1 four scenes seen from four sides at the paper's size. Densities
-are those of random weights, where rays pass through everything, and of a solid sphere.
+are those of random weights, where rays pass through everything, and of a solid sphere, which is
+what a trained field is like: a tenth of the box is occupied.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from scaledreamer.kernels.field_query import field_query
 from scaledreamer.kernels.hash_encode import HashLevels, hash_encode
 from scaledreamer.kernels.render_triplane import Stratified, render_triplane
 from scaledreamer.kernels.sample_planes import sample_planes
+from scaledreamer.rendering.density import to_density
+from scaledreamer.rendering.sampling import interval_edges, resample, stratified
 
 Limits = Mapping[str, float]
 Run = Callable[[Sequence[Tensor], str], Sequence[Tensor]]
@@ -64,7 +67,10 @@ RENDERS = {
     "256px": RenderSize(4, 1, 256, 64, 128, 32, (64,)),
     "W0": RenderSize(1, 1, 256, 256, 32, 32, (32, 32)),
 }
+PROPOSALS = 128
+"""Samples a ray whose density alone is asked for, to place those that are rendered."""
 POINTS = {"1M": 1 << 20, "4M": 1 << 22}
+COMPOSITED = {"1M": 1 << 20, "33M": 1 << 25}
 TABLES = {
     "L16F2T19": (HashLevels(num_levels=16, log2_table_size=19), 2),
     "L16F2T14": (HashLevels(num_levels=16, log2_table_size=14), 2),
@@ -74,33 +80,47 @@ TABLES = {
 
 def cases(is_small: bool, is_cpu: bool) -> list[Case]:
     """All of them, of a CPU's size on a CPU; small ones show that everything runs, no more."""
-    renders = {
-        name: replace(size, scenes=1, views=1, image_px=4, samples=4, plane_px=8)
-        if is_small
-        else size
-        for name, size in RENDERS.items()
-    }
+    renders = {name: smallest(size) if is_small else size for name, size in RENDERS.items()}
     points = {"64": 64} if is_small else {"131k": 131_072} if is_cpu else POINTS
+    samples = points if is_small or is_cpu else COMPOSITED
     tables = dict(TABLES)
     if is_cpu:
         del tables["L16F2T19"], tables["L8F4T19"]
     if is_small:
         tables = {"L2F2T8": (HashLevels(num_levels=2, log2_table_size=8), 2)}
+    # interpreted, a small case takes seconds
+    kinds, proposals = (("sphere",), 4) if is_small else (("random", "sphere"), PROPOSALS)
     out = [
         _render(f"{name} {kind}", size, kind == "sphere")
         for name, size in renders.items()
-        for kind in ("random", "sphere")
+        for kind in kinds
     ]
-    out += [_query(f"{name} points", renders["W1"], count) for name, count in points.items()]
     out += [
-        _hash(f"{table} {name} {kind}", *tables[table], count, kind == "rays")
+        _render(f"W1 proposals normals {kind}", renders["W1"], kind == "sphere", proposals)
+        for kind in kinds
+    ]
+    out += [
+        _query(f"{name} points {kind}", renders["W1"], count, kind == "sphere")
+        for name, count in points.items()
+        for kind in kinds
+    ]
+    out += [
+        hash_case(f"{table} {name} {kind}", *tables[table], count, kind == "rays")
         for table in tables
         for name, count in points.items()
         for kind in ("uniform", "rays")
     ]
-    out += [_composite(f"{name} samples", count // 64, 64) for name, count in points.items()]
+    out += [
+        composite_case(f"{name} samples {kind}", count // 64, 64, kind == "sphere")
+        for name, count in samples.items()
+        for kind in kinds
+    ]
     out += [_sample(f"64x64x{width}", width, 64 if is_small else 131_072) for width in (16, 32)]
     return out
+
+
+def smallest(size: RenderSize) -> RenderSize:
+    return replace(size, scenes=1, views=1, image_px=4, samples=4, plane_px=8)
 
 
 def _uniform(count: int) -> Tensor:
@@ -108,7 +128,7 @@ def _uniform(count: int) -> Tensor:
     return torch.rand(count, 3, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
 
-def _weights(
+def decoders(
     size: RenderSize, device: torch.device, generator: torch.Generator
 ) -> tuple[list[Tensor], int]:
     """Both decoders' layers, flat, and how many there are in one."""
@@ -138,11 +158,16 @@ def _field_leaves(
 ) -> list[Tensor]:
     shape = (size.scenes, 3, size.plane_px, size.plane_px, size.channels)
     planes = torch.randn(shape, generator=generator).to(device)
-    return [planes, *_weights(size, device, generator)[0]]
+    return [planes, *decoders(size, device, generator)[0]]
 
 
-def _render(workload: str, size: RenderSize, is_sphere: bool) -> Case:
-    num_layers = len(size.hidden) + 1
+View = Callable[[torch.device, torch.dtype], tuple[Tensor, ...]]
+BETA = 0.05
+"""Width of the surface, metres."""
+
+
+def views(size: RenderSize) -> View:
+    """Origins, directions, near and far of rays from all sides, and each view's scene."""
 
     @cache
     def view(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, ...]:
@@ -155,12 +180,43 @@ def _render(workload: str, size: RenderSize, is_sphere: bool) -> Case:
         scene = torch.arange(size.scenes, device=device).repeat_interleave(size.views)
         return origins, directions, near, near + 2.0, scene
 
+    return view
+
+
+def _proposed(
+    structure: TriplaneStructure, bundle: tuple[Tensor, ...], num: int, kept: int, precision: str
+) -> Tensor:
+    """`kept` distances a ray [V, H, W, S], placed by the density at `num` others."""
+    origins, directions, near, far, _ = bundle
+    tdist = stratified(near, far, num, 0.5)
+    points = (origins[..., None, :] + tdist[..., None] * directions[..., None, :]).clamp(-1, 1)
+    points = points.reshape(len(structure.planes), -1, 3)
+    found = field_query(structure, points, with_colour=False, precision=precision)  # type: ignore[arg-type]
+    density = to_density(found.geometry, structure.density_kind, BETA).view_as(tdist)
+    edges = interval_edges(tdist, near, far)
+    colours = density.new_zeros(*density.shape, 3)
+    weights = composite(density, edges.diff(dim=-1), colours, density).weights
+    return resample(edges, weights, kept, 0.5)
+
+
+def _render(workload: str, size: RenderSize, is_sphere: bool, proposals: int = 0) -> Case:
+    """With proposals also normals, as in training; errors are then those of the placement too."""
+    num_layers = len(size.hidden) + 1
+    view = views(size)
+
     def run(leaves: Sequence[Tensor], precision: str) -> Sequence[Tensor]:
+        structure = _structure(leaves, num_layers, is_sphere)
+        bundle = view(leaves[0].device, leaves[0].dtype)
+        samples: Stratified | Tensor = Stratified(size.samples, 0.5)
+        if proposals:
+            with torch.no_grad():
+                samples = _proposed(structure, bundle, proposals, size.samples, precision)
         out = render_triplane(
-            _structure(leaves, num_layers, is_sphere),
-            *view(leaves[0].device, leaves[0].dtype),
-            beta=0.05,
-            samples=Stratified(size.samples, 0.5),
+            structure,
+            *bundle,
+            beta=BETA,
+            samples=samples,
+            with_normals=proposals > 0,
             precision=precision,  # type: ignore[arg-type]
         )
         return out.rgb, out.opacity, out.depth
@@ -177,11 +233,11 @@ def _render(workload: str, size: RenderSize, is_sphere: bool) -> Case:
         leaves=lambda device, generator: _field_leaves(size, device, generator),
         run=run,
         precisions=("bf16", "tf32", "accurate"),
-        floor_ms=floor,
+        floor_ms=None if proposals else floor,
     )
 
 
-def _query(workload: str, size: RenderSize, count: int) -> Case:
+def _query(workload: str, size: RenderSize, count: int, is_sphere: bool) -> Case:
     num_layers = len(size.hidden) + 1
     one = replace(size, scenes=1)
 
@@ -190,7 +246,7 @@ def _query(workload: str, size: RenderSize, count: int) -> Case:
         return _uniform(count)[None].to(device, dtype)
 
     def run(leaves: Sequence[Tensor], precision: str) -> Sequence[Tensor]:
-        structure = _structure(leaves, num_layers, is_sphere=False)
+        structure = _structure(leaves, num_layers, is_sphere)
         where = points(leaves[0].device, leaves[0].dtype)
         out = field_query(structure, where, precision=precision)  # type: ignore[arg-type]
         assert out.rgb is not None, "colours were asked for"
@@ -206,17 +262,23 @@ def _query(workload: str, size: RenderSize, count: int) -> Case:
     )
 
 
-def _hash(workload: str, levels: HashLevels, features: int, count: int, along_rays: bool) -> Case:
-    @cache
-    def points(device: torch.device, dtype: torch.dtype) -> Tensor:
-        where = _uniform(count)
-        if along_rays:  # 64 neighbouring samples on a line
-            starts = where[: -(-count // 64), None]
-            where = (0.9 * starts + torch.linspace(0, 0.1, 64)[:, None]).flatten(0, 1)[:count]
-        return where.to(device, dtype)
+@cache
+def points_of(count: int, along_rays: bool, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Points [count, 3] that hash cases read at."""
+    where = _uniform(count)
+    if along_rays:  # 64 neighbouring samples on a line
+        starts = where[: -(-count // 64), None]
+        where = (0.9 * starts + torch.linspace(0, 0.1, 64)[:, None]).flatten(0, 1)[:count]
+    return where.to(device, dtype)
+
+
+def hash_case(
+    workload: str, levels: HashLevels, features: int, count: int, along_rays: bool
+) -> Case:
 
     def run(leaves: Sequence[Tensor], precision: str) -> Sequence[Tensor]:
-        return (hash_encode(leaves[0], points(leaves[0].device, leaves[0].dtype), levels),)
+        points = points_of(count, along_rays, leaves[0].device, leaves[0].dtype)
+        return (hash_encode(leaves[0], points, levels),)
 
     def floor(limits: Limits) -> tuple[float, float]:
         sectors = 8 * levels.num_levels * 32 * count
@@ -235,21 +297,31 @@ def _hash(workload: str, levels: HashLevels, features: int, count: int, along_ra
     )
 
 
-def _composite(workload: str, num_rays: int, num_samples: int) -> Case:
+@cache
+def steps_of(
+    num_rays: int, num_samples: int, device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Lengths and distances [R, S] of two metres of ray from the first."""
+    lengths = torch.full((num_rays, num_samples), 2.0 / num_samples, device=device, dtype=dtype)
+    return lengths, lengths.cumsum(-1)
+
+
+def composite_case(workload: str, num_rays: int, num_samples: int, is_sphere: bool) -> Case:
     shape = (max(num_rays, 1), num_samples)
 
     def leaves(device: torch.device, generator: torch.Generator) -> list[Tensor]:
-        shapes = (shape, (*shape, 3))
-        return [torch.rand(one, generator=generator).to(device) for one in shapes]
-
-    @cache
-    def steps(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        lengths = torch.full(shape, 2.0 / num_samples, device=device, dtype=dtype)
-        return lengths, lengths.cumsum(-1)
+        density, colours = (torch.rand(one, generator=generator) for one in (shape, (*shape, 3)))
+        if is_sphere:  # parallel rays through the box and a ball of radius 0.6 with the sdf's width
+            across = torch.rand(shape[0], 2, generator=generator) * 2 - 1
+            across[0] = 0.0  # one hits, also where there is but one
+            along = torch.linspace(-1, 1, num_samples)
+            distance = (across.square().sum(-1)[:, None] + along.square()).sqrt() - 0.6
+            density = to_density(distance, "sdf", BETA)
+        return [density.to(device), colours.to(device)]
 
     def run(leaves: Sequence[Tensor], precision: str) -> Sequence[Tensor]:
         density, colours = leaves
-        lengths, distances = steps(density.device, density.dtype)
+        lengths, distances = steps_of(*shape, density.device, density.dtype)
         out = composite(density, lengths, colours, distances)
         return out.rgb, out.opacity, out.depth
 

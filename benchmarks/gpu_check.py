@@ -2,6 +2,7 @@
 
 python -m benchmarks.gpu_check                 tests of all kernels compiled, then every benchmark
 python -m benchmarks.gpu_check --dry-run       the same on a CPU at tiny sizes, kernels interpreted
+python -m benchmarks.gpu_check --peers DIR     other projects' kernels too: up to nine minutes more
 
 Each part is a process with a time limit and writes its JSON under --output as soon as it is done,
 so that what an interruption leaves is whole.
@@ -43,25 +44,37 @@ class Part:
     """Left out unless the part of this name went well."""
 
 
-def parts(output: Path, label: str, is_dry: bool) -> list[Part]:
+BENCHMARK_S = {"render_triplane": 120, "field_query": 50, "hash_encode": 70, "composite": 40}
+"""Time limits: an operation has as many forms and workloads."""
+
+
+def parts(output: Path, label: str, is_dry: bool, peers: Path | None = None) -> list[Part]:
     """In the order of their worth, so that a short loan of a GPU goes furthest."""
     dry = ("--dry-run",) if is_dry else ("--seconds", "0.5")
     short = ("-k", "is_the_reference or matches_the_reference") if is_dry else ()
     steps = ("--steps", "2") if is_dry else ("--steps", "50")
-    out = []
+    out: list[Part] = []
+    beside: list[Part] = []
     for op in FUSED_OPS:
         tests = [f"tests/kernels/{name}" for name in TESTS[op]]
         arguments = ("-m", "pytest", "-q", "-m", "interpreted", *tests, *short)
         out.append(Part(f"tests {op}", arguments, 60, is_dry))
         file = str(output / f"kernels_{op}_{label}.json")
-        arguments = ("-m", "benchmarks.kernels", "--ops", op, "--skip-tests", "--json", file, *dry)
-        out.append(Part(f"benchmark {op}", arguments, 70, is_dry, needs=f"tests {op}"))
+        command = ("-m", "benchmarks.kernels", "--ops", op, "--skip-tests", *dry)
+        arguments = (*command, "--json", file, "--peer-rows", "none")
+        limit_s = BENCHMARK_S[op]
+        out.append(Part(f"benchmark {op}", arguments, limit_s, is_dry, needs=f"tests {op}"))
+        if peers is not None and op != "field_query":
+            folder = str(peers.resolve())
+            file = str(output / f"peers_{op}_{label}.json")
+            arguments = (*command, "--json", file, "--peer-rows", "only", "--peers", folder)
+            beside.append(Part(f"peers {op}", arguments, 180, is_dry, needs=f"tests {op}"))
     file = str(output / f"step_time_{label}.json")
     config = ("--config", "configs/toybox/quickstart.yaml")
     out.append(
         Part("step time", ("-m", "benchmarks.step_time", *config, *steps, "--json", file), 70)
     )
-    return out
+    return [*out, *beside]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -74,6 +87,9 @@ def _parser() -> argparse.ArgumentParser:
         description="Kernel tests compiled, bandwidths, all benchmarks: JSON under --output.",
     )
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument(
+        "--peers", type=Path, metavar="DIR", help="where other projects' kernels lie"
+    )
     parser.add_argument("--dry-run", action="store_true", help="on a CPU, tiny, interpreted")
     return parser
 
@@ -84,7 +100,7 @@ def _check(options: argparse.Namespace) -> int:
     name = "dry_run" if options.dry_run else torch.cuda.get_device_name().replace(" ", "_").lower()
     rows = []
     with writable_folder(options.output):
-        for part in parts(options.output, name, options.dry_run):
+        for part in parts(options.output, name, options.dry_run, options.peers):
             print(f"== {part.name}", flush=True)
             went_well = {row["part"] for row in rows if row["result"] == "ok"}
             if part.needs is not None and part.needs not in went_well:

@@ -6,6 +6,7 @@ python -m benchmarks.kernels --dry-run           tiny sizes: shows that everythi
 An operation's tests run first; where they are red no speed is reported. `eager` is the PyTorch
 reference in float32, `compiled` the same under torch.compile. Errors are those against the
 reference in float64, as a share of the largest value, worst of the outputs or of the gradients.
+Other projects' kernels that lie in --peers follow; docs/kernels.md says how to put them there.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-from benchmarks import _limits
+from benchmarks import _limits, _peers
 from benchmarks._cases import Case, cases
+from benchmarks._peer_cases import peer_cases
 from benchmarks._timing import Budget, interleaved, peak_memory_mb, relative_error
 from scaledreamer.cli.errors import Parser, run
 from scaledreamer.kernels.backend import is_installed, is_interpreting, use_backend
@@ -34,6 +36,7 @@ from scaledreamer.storage import write_json
 from scaledreamer.training import provenance
 
 ROOT = Path(__file__).parent.parent
+PEERS = ROOT / "benchmarks" / "peers"
 NUMBA_OPS = ("sample_planes", "hash_encode")
 FUSED_OPS = ("render_triplane", "field_query", "hash_encode", "composite")
 TESTS = {
@@ -62,6 +65,10 @@ def _parser() -> argparse.ArgumentParser:
         "--compiled", action="store_true", help="torch.compile of the reference too"
     )
     parser.add_argument("--seconds", type=float, default=3.0, help="at most, for one timing")
+    parser.add_argument(
+        "--peers", type=Path, metavar="DIR", default=PEERS, help="where other projects' kernels lie"
+    )
+    parser.add_argument("--peer-rows", choices=("beside", "only", "none"), default="beside")
     parser.add_argument("--skip-tests", action="store_true", help="you have just run them")
     return parser
 
@@ -74,6 +81,7 @@ def _benchmark(options: argparse.Namespace) -> int:
     budget = Budget(1, 3, 0.1) if options.dry_run else Budget(seconds=options.seconds)
     is_green = {op: options.skip_tests or _tests_pass(op) for op in ops}
     rows: list[dict[str, Any]] = []
+    peer_rows: list[dict[str, Any]] = []
     result = {
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
@@ -83,14 +91,23 @@ def _benchmark(options: argparse.Namespace) -> int:
         "bytes_per_s": limits,
         "tests_pass": None if options.skip_tests else is_green,
         "rows": rows,
+        "peers": peer_rows,
     }
-    known_cases = cases(options.dry_run, device.type == "cpu")
+    sizes = (options.dry_run, device.type == "cpu")
+    known_cases = [] if options.peer_rows == "only" else cases(*sizes)
     chosen = [case for case in known_cases if case.op in ops]
     for case in track(chosen, description="measuring"):
         rows += _measure(case, device, limits, budget, options, is_green[case.op])
         if options.json is not None:
             write_json(options.json, result)
-    _print(rows)
+    known_peers = [] if options.peer_rows == "none" else peer_cases(*sizes)
+    beside = [case for case in known_peers if case.ours.op in ops]
+    # last: what they leave behind on a GPU when they fail can't reach our own figures
+    for case in track(beside, description="measuring peers"):
+        peer_rows.append(_beside(case, device, budget, options, is_green[case.ours.op]))
+        if options.json is not None:
+            write_json(options.json, result)
+    _print(rows, peer_rows)
     return 0 if all(is_green.values()) else 1
 
 
@@ -168,6 +185,25 @@ def _measure(
     return rows
 
 
+def _beside(
+    case: _peers.PeerCase,
+    device: torch.device,
+    budget: Budget,
+    options: argparse.Namespace,
+    is_green: bool,
+) -> dict[str, Any]:
+    """A peer's row; ours are its fused forms, or the reference where there is none."""
+    pairs: dict[str, _peers.Pair] = {}
+    if (options.peers / case.peer).is_dir():
+        generator = torch.Generator().manual_seed(0)
+        leaves = [leaf.requires_grad_() for leaf in case.ours.leaves(device, generator)]
+        forms = _forms(case.ours, device, options)
+        names = [name for name in forms if name not in ("eager", "compiled")] or ["eager"]
+        pairs = {name: _calls(case.ours, leaves, *forms[name]) for name in names}
+        pairs = {name: pair for name, pair in pairs.items() if _fitting(pair[1]) is not None}
+    return _peers.measure(case, options.peers, device, pairs, budget, is_green)
+
+
 def _fitting(call: Callable[[], Any]) -> Any:
     """What the call returns, or None when the GPU's memory does not hold it."""
     try:
@@ -216,7 +252,7 @@ def _worst(mine: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
     return max(relative_error(a, b) for a, b in zip(mine, exact, strict=True))
 
 
-def _print(rows: Sequence[dict[str, Any]]) -> None:
+def _print(rows: Sequence[dict[str, Any]], peer_rows: Sequence[dict[str, Any]]) -> None:
     table = Table(
         *("op", "workload", "form", "forward ms", "both ms", "x eager", "% of floor", "MB", "error")
     )
@@ -235,7 +271,11 @@ def _print(rows: Sequence[dict[str, Any]]) -> None:
             "-" if row["memory_mb"] is None else f"{row['memory_mb']:.0f}",
             " / ".join("-" if value is None else f"{value:.0e}" for value in errors),
         )
-    Console(width=max(140, Console().width)).print(table)
+    console = Console(width=max(140, Console().width))
+    if rows:
+        console.print(table)
+    if peer_rows:
+        console.print(_peers.table(peer_rows))
 
 
 if __name__ == "__main__":
