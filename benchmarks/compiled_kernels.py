@@ -29,8 +29,7 @@ COLUMNS = ("registers", "stack_bytes", "shared_bytes", "instructions_a_sample", 
 def rows() -> Iterator[dict[str, Any]]:
     """One a kernel, its figures by compute capability."""
     limited = [
-        (one, _compiled_render.max_registers(one.kernel))
-        for one in _compiled_render.specialisations()
+        (one, _compiled_render.max_registers(one)) for one in _compiled_render.specialisations()
     ]
     found = [*limited, *((one, None) for one in _compiled_other.specialisations())]
     for one, limit in track(found, "compiling"):

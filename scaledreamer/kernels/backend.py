@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -76,6 +77,23 @@ def is_installed(package: str) -> bool:
 def is_interpreting() -> bool:
     """Whether Triton interprets kernels on the CPU; Triton reads it when kernels are imported."""
     return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def alert_not_deterministic(op: str, tensor: Tensor, advice: str) -> None:
+    """What PyTorch's own operations do where they add in no fixed order: raise or warn when
+    `torch.use_deterministic_algorithms` is set. Tensors on a CPU are interpreted, in order.
+
+    `advice` says what to change. Raises: RuntimeError.
+    """
+    if tensor.device.type == "cpu" or not torch.are_deterministic_algorithms_enabled():
+        return
+    message = (
+        f"scaledreamer::{op} adds with atomics and has no deterministic form, but "
+        f"torch.use_deterministic_algorithms(True) is set; {advice}, or pass warn_only=True"
+    )
+    if not torch.is_deterministic_algorithms_warn_only_enabled():
+        raise RuntimeError(message)
+    warnings.warn(message, stacklevel=2)
 
 
 def _require_triton(op: str, tensor: Tensor) -> None:

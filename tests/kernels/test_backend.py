@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
 from scaledreamer.kernels import backend
-from scaledreamer.kernels.backend import Backend, Choice, choose, use_backend
+from scaledreamer.kernels.backend import (
+    Backend,
+    Choice,
+    alert_not_deterministic,
+    choose,
+    use_backend,
+)
 
 ALL: tuple[Backend, ...] = ("reference", "triton", "numba")
 
@@ -73,3 +81,22 @@ def test_numba_needs_single_precision_on_the_cpu(monkeypatch: pytest.MonkeyPatch
         monkeypatch.setattr(backend, "is_installed", lambda package: False)
         with pytest.raises(ValueError, match=r"numba is not installed; pip install"):
             choose("op", torch.zeros(1), ALL)
+
+
+@pytest.fixture
+def _nondeterministic_afterwards() -> Iterator[None]:
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("_nondeterministic_afterwards")
+def test_sums_in_no_fixed_order_raise_or_warn_as_pytorch_does():
+    on_device = torch.zeros(1, device="meta")
+    alert_not_deterministic("op", on_device, "do this")
+    torch.use_deterministic_algorithms(True)
+    with pytest.raises(RuntimeError, match=r"scaledreamer::op adds with atomics.*; do this, or"):
+        alert_not_deterministic("op", on_device, "do this")
+    alert_not_deterministic("op", torch.zeros(1), "do this")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    with pytest.warns(UserWarning, match=r"scaledreamer::op adds with atomics"):
+        alert_not_deterministic("op", on_device, "do this")

@@ -21,6 +21,7 @@ from scaledreamer.kernels.field_query import Queried, field_query
 from tests.kernels.triplanes import (
     CASES,
     Case,
+    alerts,
     leaves,
     poisoned,
     results,
@@ -246,6 +247,19 @@ def test_fused_takes_any_memory_layout(triton_device: torch.device) -> None:
     assert out.rgb is not None
     assert straight.rgb is not None
     assert torch.equal(out.rgb, straight.rgb)
+
+
+@pytest.mark.interpreted
+def test_fused_gradients_say_that_they_do_not_repeat(
+    triton_device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from scaledreamer.kernels.field_query import fused
+
+    found = alerts(monkeypatch, fused)
+    made = structure(SMALL, torch.float32, triton_device)
+    points = _points(SMALL, 2, torch.float32, triton_device)
+    results(lambda: field_query(made, points), made, ("geometry",))
+    assert found == ["field_query_backward"]
 
 
 @pytest.mark.interpreted

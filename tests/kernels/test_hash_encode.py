@@ -17,6 +17,7 @@ from torch import Tensor
 
 from scaledreamer.kernels.backend import use_backend
 from scaledreamer.kernels.hash_encode import HashLevels, hash_encode
+from tests.kernels.triplanes import alerts, poisoned
 
 TOLERANCES = {
     "reference": 1e-14,  # 2.3e-16, in float64
@@ -86,10 +87,9 @@ def numba_form() -> Iterator[None]:
 @pytest.fixture
 def _poison() -> Iterator[None]:
     """Memory that nobody has written is not-a-number."""
-    torch.use_deterministic_algorithms(True)
-    assert torch.isnan(torch.zeros(1).new_empty(1))
-    yield
-    torch.use_deterministic_algorithms(False)
+    with poisoned():
+        assert torch.isnan(torch.zeros(1).new_empty(1))
+        yield
 
 
 def test_the_levels_are_those_of_hyper_ingp() -> None:
@@ -239,6 +239,18 @@ def test_other_numbers_of_features_take_the_reference(triton_device: torch.devic
     table, points = (one.to(triton_device) for one in _inputs(5, 3))
     expected = _by_hand(table.cpu(), points.cpu(), LEVELS)
     _assert_close(hash_encode(table, points, LEVELS).cpu(), expected, "reference")
+
+
+@pytest.mark.interpreted
+def test_the_gradient_says_that_it_does_not_repeat(
+    triton_device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from scaledreamer.kernels.hash_encode import fused
+
+    found = alerts(monkeypatch, fused)
+    table, points = (one.float().to(triton_device) for one in _inputs(2, 2))
+    _with_gradient(table, points, torch.ones(2, 8, device=triton_device))
+    assert found == ["hash_encode_backward"]
 
 
 @pytest.mark.interpreted

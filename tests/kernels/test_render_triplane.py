@@ -189,6 +189,8 @@ def _bad(good: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
         ("directions", {"directions": good["directions"].to("meta")}),
         ("scene", {"scene": scene.int()}),
         ("scene", {"scene": scene.repeat(2)}),
+        ("scene", {"scene": scene - 1}),
+        ("scene", {"scene": scene + 1}),
         ("beta", {"beta": 0.0}),
         ("precision", {"precision": "fp8"}),
         ("min_transmittance", {"min_transmittance": 1.0}),
@@ -220,3 +222,15 @@ def test_wrong_arguments_are_named(untyped: None) -> None:
     for name, change in _bad(good):
         with pytest.raises(ValueError, match=f"^{name}: got"):
             render_triplane(**{**good, **change})
+
+
+def test_scenes_that_are_missing_need_no_wait(
+    untyped: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a GPU and a traced graph get in place of the ValueError; here it is in time."""
+    good: dict[str, Any] = {"structure": structure(TINY, torch.float32, "cpu"), "beta": BETA}
+    good |= {**rays(TINY, torch.float32, "cpu"), "samples": Stratified(3)}
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    render_triplane(**good)
+    with pytest.raises(RuntimeError, match="scene: got an index out of range; expected 0 to 0"):
+        render_triplane(**{**good, "scene": good["scene"] + 1})

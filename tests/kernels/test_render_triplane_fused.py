@@ -30,6 +30,7 @@ from tests.kernels.triplanes import (
     CASES,
     TINY,
     Case,
+    alerts,
     inputs,
     leaves,
     poisoned,
@@ -110,6 +111,22 @@ def _both(
     return found[0], found[1]
 
 
+@pytest.fixture(params=[True, False], ids=["windowed", "direct"])
+def _splat(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test without it takes the default, a window."""
+    from scaledreamer.kernels.render_triplane import fused
+
+    monkeypatch.setattr(fused, "WINDOWED", request.param)
+
+
+@pytest.mark.interpreted
+@pytest.mark.usefixtures("_splat")
+def test_fused_scatters_both_ways(triton_device: torch.device) -> None:
+    case = Case(num_samples=6, texels=3)
+    found, expected = _both(case, triton_device, torch.float32, precision="exact")
+    assert worst(found, expected) < TOLERANCES["float32"]
+
+
 @pytest.mark.interpreted
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_fused_matches_the_reference(case: Case, triton_device: torch.device) -> None:
@@ -120,6 +137,56 @@ def test_fused_matches_the_reference(case: Case, triton_device: torch.device) ->
         assert not any(
             found[f"d {name}"][scene].any() for name in ("planes", "sdf.weight0", "colour.bias1")
         )
+
+
+@pytest.mark.interpreted
+@pytest.mark.usefixtures("_splat")
+@pytest.mark.parametrize("channels", [16, 48])
+def test_tiles_that_fit_a_window_and_tiles_that_do_not(
+    channels: int, triton_device: torch.device
+) -> None:
+    from benchmarks.splat_reuse import WINDOWS, in_tiles, reuse
+    from scaledreamer.kernels._triplane.fused import WINDOW
+
+    case = Case(channels, kind="density", texels=13, height=4, width=8, num_samples=8, spread=0.05)
+    found, expected = _both(case, triton_device, torch.float64, "given", precision="exact")
+    assert worst(found, expected) < TOLERANCES["float64"]
+
+    torch.manual_seed(0)
+    structure(case, torch.float64, "cpu")
+    views = rays(case, torch.float64, "cpu")
+    tdist = _samples("given", case, views)[..., None]
+    points = views["origins"][..., None, :] + tdist * views["directions"][..., None, :]
+    is_hit = (views["far"] > views["near"])[..., None, None].expand(tdist.shape)
+    tiles, is_hit = (
+        in_tiles(values.flatten(0, 2), (case.height, case.width)) for values in (points, is_hit)
+    )
+    fits = reuse(tiles.clamp(-1, 1), is_hit[..., 0], case.texels)[f"fits {WINDOW.value}²"]
+    assert WINDOW.value in WINDOWS
+    assert 0 < fits < 1
+
+
+@pytest.mark.interpreted
+@pytest.mark.usefixtures("_splat")
+def test_a_gradient_that_is_not_a_number_reaches_the_planes(triton_device: torch.device) -> None:
+    made, views = inputs(TINY, torch.float32, triton_device)
+    out = render_triplane(made, **views, beta=BETA, samples=Stratified(3))
+    (grad,) = torch.autograd.grad((out.opacity * float("nan")).sum(), made.planes)
+    assert grad.isnan().any()
+
+
+@pytest.mark.interpreted
+def test_fused_gradients_say_that_they_do_not_repeat(
+    triton_device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from scaledreamer.kernels.render_triplane import fused
+
+    found = alerts(monkeypatch, fused)
+    made, views = inputs(TINY, torch.float32, triton_device)
+    results(
+        lambda: render_triplane(made, **views, beta=BETA, samples=Stratified(3)), made, ("rgb",)
+    )
+    assert found == ["render_triplane_backward"]
 
 
 @pytest.mark.interpreted

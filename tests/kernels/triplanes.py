@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -33,6 +34,8 @@ class Case:
     height: int = 3
     width: int = 5
     num_samples: int = 5
+    spread: float = 0.6
+    """Of the points that rays look at around the centre, metres."""
 
     @property
     def name(self) -> str:
@@ -86,7 +89,7 @@ def rays(case: Case, dtype: torch.dtype, device: torch.device | str) -> dict[str
     shape = (len(case.scene), case.height, case.width, 3)
     origins = torch.tensor([2.0, 0.5, 0.25]) + 0.2 * torch.randn(shape[0], 1, 1, 3)
     origins = origins.expand(shape)
-    directions = -origins + 0.6 * torch.randn(shape)
+    directions = -origins + case.spread * torch.randn(shape)
     directions[:, 0, 0] = directions[:, -1, -1] = origins[:, 0, 0]
     directions = torch.nn.functional.normalize(directions, dim=-1)
     near, far = intersect_box(origins, directions)
@@ -150,6 +153,18 @@ def poisoned() -> Iterator[None]:
     """Memory that nobody has written reads as NaN."""
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
-        yield
+        with warnings.catch_warnings():
+            # On a GPU the fused gradients of planes say that they do not repeat.
+            warnings.filterwarnings("ignore", ".*adds with atomics", UserWarning)
+            yield
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+def alerts(monkeypatch: Any, module: Any) -> list[str]:
+    """Where the ops of `module` will be listed that say that their sums do not repeat."""
+    found: list[str] = []
+    monkeypatch.setattr(
+        module, "alert_not_deterministic", lambda op, tensor, advice: found.append(op)
+    )
+    return found

@@ -19,10 +19,14 @@ from torch import Tensor
 
 OUTPUTS = tl.constexpr(16)
 ONES = tl.constexpr(4)
+WINDOW = tl.constexpr(8)
+"""Texels along each side of what a tile's gradient of a plane is summed in before memory."""
 PROGRAMS_PER_SM = 4
 """Backward programs: two waves of the two that fit on a multiprocessor."""
 BACKWARD_REGISTERS = 255
 """Registers that a thread may have: all. Unless told, the assembler may settle for 32 and spill."""
+ADVICE = "keep the field on the CPU, where the reference adds in a fixed order"
+"""To who asks for a plane's gradient that repeats; `grid_sample` on a GPU has none either."""
 READ_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 """Type of the copy of the planes that is read; their own where none is listed."""
 
@@ -410,6 +414,61 @@ def scatter(planes, x, y, z, value, is_live, resolution, C: tl.constexpr):
     _scatter(planes, 0, x, y, value, is_live, resolution, C)
     _scatter(planes, 1, x, z, value, is_live, resolution, C)
     _scatter(planes, 2, y, z, value, is_live, resolution, C)
+
+
+@triton.jit
+@no_type_check
+def _window(axis, is_live):
+    """First texel of the live rows along an axis, and whether a window holds all."""
+    low, high, _, _ = axis
+    first = tl.min(tl.where(is_live, low, 1 << 24), axis=0)
+    last = tl.max(tl.where(is_live, high, 0), axis=0)
+    return first, last < first + WINDOW
+
+
+@triton.jit
+@no_type_check
+def _splat(planes, plane, across, along, left, top, value, is_live, resolution,
+           C: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+    """`_scatter` of rows whose texels lie in the window at `left`, `top`: summed by one product."""
+    texel = tl.arange(0, WINDOW * WINDOW)
+    column = texel % WINDOW
+    row = texel // WINDOW
+    low, _, share, _ = across
+    # Dead rows lie outside of the window.
+    u = tl.where(is_live, (low - left).to(share.dtype) + share, -1.0)
+    low, _, share, _ = along
+    v = (low - top).to(share.dtype) + share
+    weight = tl.maximum(1.0 - tl.abs(u[None, :] - column[:, None].to(u.dtype)), 0.0)
+    weight *= tl.maximum(1.0 - tl.abs(v[None, :] - row[:, None].to(v.dtype)), 0.0)
+    total = dot(weight, value, PRECISION)
+    # Not-a-number is passed on, and reaches all of the window, which may end beyond the plane.
+    is_touched = tl.sum(tl.abs(total), axis=1) != 0.0
+    is_touched &= (top + row < resolution) & (left + column < resolution)
+    _add(planes, plane, top + row, left + column, total, is_touched, resolution, C)
+
+
+@triton.jit
+@no_type_check
+def _scatter_plane(planes, plane, across, along, left, top, fits, value, is_live, resolution,
+                   C: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+    if fits:
+        _splat(planes, plane, across, along, left, top, value, is_live, resolution, C, PRECISION)
+    else:
+        _scatter(planes, plane, across, along, value, is_live, resolution, C)
+
+
+@triton.jit
+@no_type_check
+def scatter_tile(planes, x, y, z, value, is_live, resolution, C: tl.constexpr,
+                 PRECISION: tl.constexpr):  # fmt: skip
+    """`scatter` of rows that lie close together: summed on chip where a window holds them."""
+    x0, is_x = _window(x, is_live)
+    y0, is_y = _window(y, is_live)
+    z0, is_z = _window(z, is_live)
+    _scatter_plane(planes, 0, x, y, x0, y0, is_x & is_y, value, is_live, resolution, C, PRECISION)
+    _scatter_plane(planes, 1, x, z, x0, z0, is_x & is_z, value, is_live, resolution, C, PRECISION)
+    _scatter_plane(planes, 2, y, z, y0, z0, is_y & is_z, value, is_live, resolution, C, PRECISION)
 
 
 @triton.jit

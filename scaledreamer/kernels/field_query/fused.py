@@ -19,6 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from scaledreamer.kernels._triplane.fused import (
+    ADVICE,
     BACKWARD_REGISTERS,
     ONES,
     OUTPUTS,
@@ -47,6 +48,7 @@ from scaledreamer.kernels._triplane.fused import (
     zero_sums,
 )
 from scaledreamer.kernels._triplane.fused import dot as _dot
+from scaledreamer.kernels.backend import alert_not_deterministic
 
 ROWS = tl.constexpr(64)
 """Points of a program. 128 on four warps spill kilobytes a thread in the backward pass."""
@@ -293,6 +295,7 @@ def query_gradients(
     with_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of planes and packed decoders."""
+    alert_not_deterministic("field_query_backward", planes, ADVICE)
     num_scenes, num_points, _ = points.shape
     d_planes = torch.zeros_like(planes)
     if g_out.numel() == 0:

@@ -19,6 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from scaledreamer.kernels.backend import alert_not_deterministic
 from scaledreamer.kernels.hash_encode.levels import PRIMES, HashLevels
 
 _BLOCK = 128
@@ -76,6 +77,8 @@ def _encode_backward(
     finest_resolution: int,
 ) -> Tensor:
     """Gradient [E, F] of the table from that of the features [L * F, N], in any layout."""
+    advice = 'encode in a block `with use_backend("reference")`'
+    alert_not_deterministic("hash_encode_backward", points, advice)
     levels = _levels(num_levels, log2_table_size, base_resolution, finest_resolution)
     points = points.contiguous()
     grad_table = grad.new_zeros(levels.num_entries, num_features)

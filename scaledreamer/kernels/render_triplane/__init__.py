@@ -121,7 +121,8 @@ def render_triplane(
 
     Raises:
         ValueError: shapes, dtypes or devices do not fit each other, or the fused kernel does not
-            take the structure's widths; names the argument.
+            take the structure's widths; names the argument. Indices in `scene` that are out of
+            range fail on a GPU by a device-side assertion that names it, without a wait.
     """
     check_structure(structure)
     _check_rays(structure.planes, origins, directions, near, far, scene)
@@ -217,6 +218,18 @@ def _check_rays(
         raise ValueError(
             f"scene: got {scene.dtype} on {scene.device}; expected int64 on {planes.device}"
         )
+    _check_range(scene, len(planes))
+
+
+def _check_range(scene: Tensor, num_scenes: int) -> None:
+    is_known = (scene >= 0) & (scene < num_scenes)
+    expected = f"expected 0 to {num_scenes - 1}, an index into structure.planes"
+    if scene.device.type == "cpu" and not torch.compiler.is_compiling():
+        if not is_known.all():
+            raise ValueError(f"scene: got {scene[~is_known][0].item()}; {expected}")
+        return
+    # A ValueError would wait for the device, and break a graph that is traced.
+    torch._assert_async(is_known.all(), f"scene: got an index out of range; {expected}")
 
 
 def _check_samples(samples: Stratified | Tensor, near: Tensor) -> None:

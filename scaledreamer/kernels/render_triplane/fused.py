@@ -2,8 +2,9 @@
 
 A program marches a patch of 4 x 4 rays in tiles of 4 steps: 64 neighbouring samples of one scene
 share texels in the L1 cache. The backward pass recomputes the samples front to back: what lies
-behind a sample is the saved total minus the sum so far. Gradients of planes are added in memory;
-those of weights are summed in registers over the patches of a program, then over programs.
+behind a sample is the saved total minus the sum so far. A tile's gradients of a plane are summed
+over a window of texels where one holds them all, then added in memory; those of weights are summed
+in registers over the patches of a program, then over programs.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from scaledreamer.kernels._triplane.fused import (
+    ADVICE,
     BACKWARD_REGISTERS,
     ONES,
     OUTPUTS,
@@ -33,12 +35,14 @@ from scaledreamer.kernels._triplane.fused import (
     row_stride,
     sample,
     scatter,
+    scatter_tile,
     store_output_bias,
     store_sums,
     sum_columns,
     sum_partials,
     zero_sums,
 )
+from scaledreamer.kernels.backend import alert_not_deterministic
 
 SIDE = tl.constexpr(4)
 RAYS = tl.constexpr(16)
@@ -49,6 +53,11 @@ GIVEN, CONSTANT, OFFSETS, DRAWN = (tl.constexpr(mode) for mode in range(4))
 WARPS = 4
 FORWARD_REGISTERS = 168
 """Registers a thread, so that three programs fit on a multiprocessor."""
+NORMAL_REGISTERS = 255
+"""With normals, two fit: in tf32 three would spill more than the L1 cache that they share holds."""
+WINDOWED = True
+"""Whether a tile's gradient of a plane is summed on chip first where a window holds it: less than
+half the traffic for about as many instructions, by docs/kernels.md."""
 
 
 @triton.jit
@@ -252,7 +261,7 @@ def render_backward(
     height, width, num_samples, resolution, params_stride_x16, programs,
     key, step, offset, sdf_scale, sphere_radius, beta,
     C: tl.constexpr, HS: tl.constexpr, HC: tl.constexpr, LAYERS: tl.constexpr,
-    SIZE: tl.constexpr, IS_DENSITY: tl.constexpr, MODE: tl.constexpr,
+    SIZE: tl.constexpr, IS_DENSITY: tl.constexpr, MODE: tl.constexpr, WINDOWED: tl.constexpr,
     PRECISION: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     SDF_SIZE: tl.constexpr = (C + 1) * HS + (LAYERS - 1) * (HS + 1) * HS + HS
@@ -339,7 +348,10 @@ def render_backward(
                 PRECISION,
             )  # fmt: skip
             is_live = (row_weight != 0) | (d_geometry != 0)
-            scatter(d_planes, x, y, z, d_sdf + d_colour, is_live, resolution, C)
+            if WINDOWED:
+                scatter_tile(d_planes, x, y, z, d_sdf + d_colour, is_live, resolution, C, PRECISION)
+            else:
+                scatter(d_planes, x, y, z, d_sdf + d_colour, is_live, resolution, C)
             tile += 1
         patch += programs
 
@@ -409,7 +421,7 @@ def render(
             height, width, num_samples, planes.shape[2], row_stride(params),
             key, step, offset, sdf_scale, sphere_radius, beta, min_transmittance,
             MODE=_mode(samples, counters), WITH_NORMALS=with_normals, CUT=min_transmittance > 0,
-            num_warps=WARPS, maxnreg=FORWARD_REGISTERS,
+            num_warps=WARPS, maxnreg=NORMAL_REGISTERS if with_normals else FORWARD_REGISTERS,
             **constants(planes, hidden, is_density, precision),
         )  # fmt: skip
     return rgb, opacity, depth, normal, stop
@@ -459,6 +471,7 @@ def render_gradients(
     precision: str,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of planes and packed decoders."""
+    alert_not_deterministic("render_triplane_backward", planes, ADVICE)
     num_views, height, width = near.shape
     d_planes = torch.zeros_like(planes)
     if stop.numel() == 0:
@@ -473,7 +486,7 @@ def render_gradients(
             g_depth.contiguous(), d_planes, partials,
             height, width, num_samples, planes.shape[2], row_stride(params), programs,
             key, step, offset, sdf_scale, sphere_radius, beta,
-            SIZE=params.shape[1], MODE=_mode(samples, counters),
+            SIZE=params.shape[1], MODE=_mode(samples, counters), WINDOWED=WINDOWED,
             num_warps=WARPS, maxnreg=BACKWARD_REGISTERS,
             **constants(planes, hidden, is_density, precision),
         )  # fmt: skip
