@@ -1,7 +1,8 @@
 """Other projects' kernels beside ours: found in a folder, compared, then timed in turn with ours.
 
 A peer is a clone or an unpacked wheel in a folder of its own; what it needs besides lies in `site`.
-What is not there, doesn't run or computes something else is a row that says so, and has no time.
+What is not there, doesn't run or computes something else is a row that says so, and has no time;
+only a peer that breaks the GPU's context ends the run, after what was measured is written.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import importlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from math import isnan
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,7 +20,14 @@ from rich.table import Table
 from torch import Tensor
 
 from benchmarks._cases import Case, Run
-from benchmarks._timing import Budget, Timing, interleaved, peak_memory_mb, relative_error
+from benchmarks._timing import (
+    Budget,
+    Timing,
+    interleaved,
+    largest,
+    peak_memory_mb,
+    worst_error,
+)
 from scaledreamer.kernels.backend import use_backend
 
 SITE = "site"
@@ -97,7 +104,7 @@ def measure(
     try:
         package = load(case, folder)
         errors = [_errors(comparison, package, device) for comparison in case.comparisons]
-        worst = [_largest(values) for values in zip(*errors, strict=True)]
+        worst = [largest(values) for values in zip(*errors, strict=True)]
         row |= {"output_error": worst[0], "gradient_error": worst[1]}
         if not (worst[0] <= TOLERANCE and worst[1] <= GRADIENT_TOLERANCE):  # NaN differs too
             return row | {"status": "differs"}
@@ -155,16 +162,8 @@ def _errors(
     weights = [torch.randn(one.shape, generator=generator).to(device) for one in expected]
     gradients = torch.autograd.grad(outputs, leaves, weights)
     wanted = torch.autograd.grad(expected, exact, [weight.double() for weight in weights])
-    return _worst(outputs, expected), _worst(gradients, wanted)
-
-
-def _worst(mine: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
-    pairs = zip(mine, exact, strict=True)
-    return _largest([relative_error(a.detach(), b.detach()) for a, b in pairs])
-
-
-def _largest(errors: Sequence[float]) -> float:
-    return max(errors, key=lambda value: (isnan(value), value))
+    outputs, expected = ([one.detach() for one in many] for many in (outputs, expected))
+    return worst_error(outputs, expected), worst_error(gradients, wanted)
 
 
 def _timed(
@@ -233,7 +232,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Table:
             *name,
             f"{row['forward']['median_ms']:.3f}",
             f"{row['forward_backward']['median_ms']:.3f}",
-            "\n".join(ratios) or "tests red",
+            "\n".join(ratios) or ("tests red" if row["ours"] else "ours: out of memory"),
             "-" if row["memory_mb"] is None else f"{row['memory_mb']:.0f}",
             errors,
         )

@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import isnan
 
 import torch
 from torch import Tensor
@@ -82,6 +83,15 @@ def peak_memory_mb(call: Callable[[], object], device: torch.device) -> float | 
     call()
     torch.cuda.synchronize(device)
     return (torch.cuda.max_memory_allocated(device) - before) / 1e6
+
+
+def worst_error(mine: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
+    """The largest of the pairs' relative errors; NaN is larger than any."""
+    return largest([relative_error(a, b) for a, b in zip(mine, exact, strict=True)])
+
+
+def largest(errors: Sequence[float]) -> float:
+    return max(errors, key=lambda value: (isnan(value), value))
 
 
 def relative_error(value: Tensor, exact: Tensor) -> float:

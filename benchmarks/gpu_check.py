@@ -45,7 +45,7 @@ class Part:
 
 
 BENCHMARK_S = {"render_triplane": 120, "field_query": 50, "hash_encode": 70, "composite": 40}
-"""Time limits: an operation has as many forms and workloads."""
+"""Time limits, by how many forms and workloads an operation has."""
 
 
 def parts(output: Path, label: str, is_dry: bool, peers: Path | None = None) -> list[Part]:

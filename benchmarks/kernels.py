@@ -29,7 +29,7 @@ from torch import Tensor
 from benchmarks import _limits, _peers
 from benchmarks._cases import Case, cases
 from benchmarks._peer_cases import peer_cases
-from benchmarks._timing import Budget, interleaved, peak_memory_mb, relative_error
+from benchmarks._timing import Budget, interleaved, peak_memory_mb, worst_error
 from scaledreamer.cli.errors import Parser, run
 from scaledreamer.kernels.backend import is_installed, is_interpreting, use_backend
 from scaledreamer.storage import write_json
@@ -165,7 +165,7 @@ def _measure(
         errors = [None, None]
         if exact is not None:
             mine = _outputs_and_gradients(case, leaves, backend, precision)
-            errors = [_worst(a, b) for a, b in zip(mine, exact, strict=True)]
+            errors = [worst_error(a, b) for a, b in zip(mine, exact, strict=True)]
         times = (forward[name], both[name])
         row |= {
             "forward": asdict(times[0]),
@@ -246,10 +246,6 @@ def _outputs_and_gradients(
         )
         gradients = torch.autograd.grad(total, own)  # type: ignore[arg-type]
     return [output.detach() for output in outputs], list(gradients)
-
-
-def _worst(mine: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
-    return max(relative_error(a, b) for a, b in zip(mine, exact, strict=True))
 
 
 def _print(rows: Sequence[dict[str, Any]], peer_rows: Sequence[dict[str, Any]]) -> None:

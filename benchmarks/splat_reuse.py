@@ -108,7 +108,8 @@ def reuse(points: Tensor, is_hit: Tensor, plane_px: int) -> dict[str, float]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run(lambda: _tabulate(_parser().parse_args(argv)))
+    _parser().parse_args(argv)
+    return run(_tabulate)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -118,7 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     )
 
 
-def _tabulate(options: argparse.Namespace) -> int:
+def _tabulate() -> int:
     columns = [f"{what} {window}²" for window in WINDOWS for what in ("fits", "rows")]
     print(f"| workload | beta | {' | '.join(columns)} |")
     print(f"|{'---|' * (len(columns) + 2)}")

@@ -114,10 +114,11 @@ def _backward(
 
 
 def _in_units(table: np.ndarray, features: np.ndarray) -> tuple[int, np.ndarray, np.ndarray]:
-    """Pairs or single features an entry, and both arrays, flat, in those."""
+    """Pairs (of an even number, aligned) or features an entry, and both arrays, flat, in those."""
     num_features = table.shape[1]
     entries, flat = table.reshape(-1), features.reshape(-1)
-    if num_features % 2:
+    is_aligned = entries.ctypes.data % 8 == 0 and flat.ctypes.data % 8 == 0
+    if num_features % 2 or not is_aligned:
         return num_features, entries, flat
     return num_features // 2, entries.view(np.float64), flat.view(np.float64)
 

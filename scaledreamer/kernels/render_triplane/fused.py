@@ -56,8 +56,8 @@ FORWARD_REGISTERS = 168
 NORMAL_REGISTERS = 255
 """With normals, two fit: in tf32 three would spill more than the L1 cache that they share holds."""
 WINDOWED = True
-"""Whether a tile's gradient of a plane is summed on chip first where a window holds it: less than
-half the traffic for about as many instructions, by docs/kernels.md."""
+"""Whether a tile's gradient of a plane is summed on chip first where a window holds it: about
+half the traffic or less, for as many instructions and more spills; docs/kernels.md."""
 
 
 @triton.jit
