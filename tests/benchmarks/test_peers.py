@@ -136,17 +136,24 @@ def test_every_level_is_the_gridencoders(table: str):
         assert all(error < _peers.TOLERANCE for error in _peers._errors(comparison, package, CPU))
 
 
-def test_all_levels_of_the_gridencoder_are_nearly_ours():
+def test_all_levels_of_the_gridencoder_are_nearly_ours(monkeypatch: pytest.MonkeyPatch):
     """Same coarsest and finest level; those between have up to 4 % more cells."""
     levels, features = TABLES["L16F2T14"]
     case = _gridencoder("", levels, features, 64, along_rays=False)
-    theirs = case.theirs(_peers.load(case, FAKES), CPU)
-    base, finest = 17, 4097
-    cells = [base * (finest / base) ** (level / 15) - 1 for level in range(16)]
-    assert cells == pytest.approx(levels.resolutions, rel=0.041)
+    package, made = _peers.load(case, FAKES), []
+    encoder = package.GridEncoder
+    monkeypatch.setattr(
+        package, "GridEncoder", lambda *a, **k: made.append(encoder(*a, **k)) or made[-1]
+    )
+    theirs = case.theirs(package, CPU)
     (table,) = theirs.convert([torch.ones(levels.num_entries, features)])
     (out,) = theirs.run([table])
     assert out.shape == (64, 32)
+    step, base = made[-1].steps
+    cells = [base * 2 ** (step * level) - 1 for level in range(levels.num_levels)]
+    assert cells == pytest.approx(levels.resolutions, rel=0.041)
+    assert cells[0] == pytest.approx(levels.resolutions[0])
+    assert cells[-1] == pytest.approx(levels.resolutions[-1])
 
 
 def test_lightplanes_decoder_and_samples_are_ours():
