@@ -27,7 +27,8 @@ def test_it_holds_the_embedded_models(wheel: Path):
     for folder in ("clip", "judge", "prior", "generator"):
         inside = f"scaledreamer/toybox/weights/{folder}/"
         assert any(n.startswith(inside) and n.endswith(".safetensors") for n in names), folder
-    assert "scaledreamer/toybox/world/vocabulary.json" in names
+    for name in ("vocabulary_1", "vocabulary_2", "synonyms"):
+        assert f"scaledreamer/toybox/world/{name}.json" in names
     assert not any(name.startswith(("tests/", "runs/", "build/")) for name in names)
 
 

@@ -1,26 +1,40 @@
 """Captions of ToyBox: prompt <-> scene both ways, the corpus and its splits.
 
 Forms: "a red mug", "a red mug with a white handle" (plural parts without article), "a yellow duck
-wearing a blue hat", "a green cactus on top of a purple box" (also "next to"). An unnamed second
-colour equals the first. "A next to B" and "B next to A" are one scene.
+wearing a blue hat" (with or without a part), "a green cactus on top of a purple box" (also "next
+to"). An unnamed second colour equals the first. "A next to B" and "B next to A" are one scene.
 """
 
 from __future__ import annotations
 
 import difflib
 import hashlib
+import itertools
 import json
+import os
 import random
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
+from typing import Any
 
 from scaledreamer.storage import normalise_text, prompt_id
 
-_FOLDER = resources.files("scaledreamer.toybox.world")
-_VOCABULARY = json.loads(_FOLDER.joinpath("vocabulary.json").read_text())
+EDITIONS = ("1", "2")
+EDITION = os.environ.get("SCALEDREAMER_TOYBOX_EDITION", "1")
+"""1: 18 kinds and 10 colours, which the models in the package know. 2: 36 and 12, in training."""
+
+
+def _read_vocabulary(edition: str) -> dict[str, Any]:
+    if edition not in EDITIONS:
+        raise ValueError(f"SCALEDREAMER_TOYBOX_EDITION: got {edition!r}; one of {EDITIONS}")
+    folder = resources.files("scaledreamer.toybox.world")
+    return json.loads(folder.joinpath(f"vocabulary_{edition}.json").read_text())
+
+
+_VOCABULARY = _read_vocabulary(EDITION)
 PALETTE: dict[str, tuple[float, float, float]] = {
     name: (rgb[0], rgb[1], rgb[2]) for name, rgb in _VOCABULARY["colours"].items()
 }
@@ -28,6 +42,8 @@ COLOURS = tuple(PALETTE)
 PARTS: dict[str, str] = _VOCABULARY["parts"]
 KIND_NAMES = tuple(PARTS)
 WEARERS: tuple[str, ...] = tuple(_VOCABULARY["wearers"])
+FRONTED: tuple[str, ...] = tuple(_VOCABULARY["fronted"])
+"""Kinds whose front differs from their back by more than a mirror image."""
 SUPPORTS: tuple[str, ...] = tuple(_VOCABULARY["supports"])
 RELATIONS: tuple[str, ...] = tuple(_VOCABULARY["relations"])
 VIEW_WORDS: tuple[str, ...] = tuple(_VOCABULARY["view_words"])
@@ -36,7 +52,7 @@ SPLITS = ("train", "unseen_combination", "unseen_pairing")
 
 @dataclass(frozen=True)
 class Item:
-    """One object: its kind, colour, and at most one of a second colour or a hat."""
+    """One object: its kind, its colour, and those of its named part and its hat, if any."""
 
     kind: str
     colour: str
@@ -146,21 +162,23 @@ def turned_round(prompt: str) -> str:
 
 
 def _all_scenes() -> Iterator[Scene]:
-    pairs = [(first, second) for first in COLOURS for second in COLOURS if first != second]
+    pairs = list(itertools.permutations(COLOURS, 2))
+    triples = list(itertools.permutations(COLOURS, 3))
     for kind in KIND_NAMES:
         yield from (Scene(Item(kind, colour)) for colour in COLOURS)
         yield from (Scene(Item(kind, first, accent=second)) for first, second in pairs)
     for kind in WEARERS:
         yield from (Scene(Item(kind, first, hat=second)) for first, second in pairs)
-    for i, kind in enumerate(KIND_NAMES):
-        for support in SUPPORTS:
-            if support != kind:
-                for first, second in pairs:
-                    yield Scene(Item(kind, first), "on top of", Item(support, second))
-        for j in range(i + 1, len(KIND_NAMES)):
-            if (i + j) % 3 == 0:  # a third of the pairs keeps the corpus balanced over the forms
-                for first, second in pairs:
-                    yield Scene(Item(kind, first), "next to", Item(KIND_NAMES[j], second))
+        if _VOCABULARY["has_dressed_parts"]:
+            yield from (Scene(Item(kind, a, b, hat=c)) for a, b, c in triples)
+    for kind, support in itertools.product(KIND_NAMES, SUPPORTS):
+        if support != kind:
+            for first, second in pairs:
+                yield Scene(Item(kind, first), "on top of", Item(support, second))
+    for (i, kind), (j, neighbour) in itertools.combinations(enumerate(KIND_NAMES), 2):
+        if (i + j) % _VOCABULARY["neighbour_stride"] == 0:
+            for first, second in pairs:
+                yield Scene(Item(kind, first), "next to", Item(neighbour, second))
 
 
 @cache
@@ -177,10 +195,14 @@ def held_out_pairs() -> frozenset[tuple[str, str]]:
 def split_of(prompt: str) -> str:
     """Which of `SPLITS` the prompt belongs to, from its words and its id alone."""
     scene = parse(prompt)
+    return _split(scene, describe(scene))
+
+
+def _split(scene: Scene, caption: str) -> str:
     if any((item.kind, item.colour) in held_out_pairs() for item in scene.items):
         return "unseen_pairing"
-    is_plain = scene.other is None and scene.item.accent is None and scene.item.hat is None
-    share = int(prompt_id(describe(scene)), 16) % 100
+    is_plain = form_of(scene) == "plain"
+    share = int(prompt_id(caption), 16) % 100
     if not is_plain and share < _VOCABULARY["held_out_combinations_percent"]:
         return "unseen_combination"
     return "train"
@@ -191,7 +213,7 @@ def _corpus() -> dict[str, tuple[str, ...]]:
     splits: dict[str, list[str]] = {split: [] for split in SPLITS}
     for scene in _all_scenes():
         prompt = describe(scene)
-        splits[split_of(prompt)].append(prompt)
+        splits[_split(scene, prompt)].append(prompt)
     return {split: tuple(texts) for split, texts in splits.items()}
 
 
@@ -221,11 +243,14 @@ def exchanged(scene: Scene) -> list[str]:
             out += [describe(Scene(other, scene.relation, item))]
             out += [describe(Scene(swapped.items[1], scene.relation, swapped.item))]
         return out
+    swaps = []
     if item.accent is not None:
-        return [describe(Scene(replace(item, colour=item.accent, accent=item.colour)))]
+        swaps.append(replace(item, colour=item.accent, accent=item.colour))
     if item.hat is not None:
-        return [describe(Scene(replace(item, colour=item.hat, hat=item.colour)))]
-    return []
+        swaps.append(replace(item, colour=item.hat, hat=item.colour))
+    if item.accent is not None and item.hat is not None:
+        swaps.append(replace(item, accent=item.hat, hat=item.accent))
+    return [describe(Scene(swap)) for swap in swaps]
 
 
 def hard_swaps(prompt: str, count: int = 10) -> list[str]:
@@ -241,22 +266,19 @@ def hard_swaps(prompt: str, count: int = 10) -> list[str]:
 
 
 def _one_word_off(scene: Scene, rng: random.Random) -> Scene:
+    """One colour or one kind (and its part's name) replaced; the scene itself if that fails."""
     position = rng.randrange(len(scene.items))
     item = scene.items[position]
-    slots = ["colour", *(slot for slot in ("accent", "hat") if getattr(item, slot) is not None)]
-    if item.accent is None and item.hat is None:
-        slots.append("kind")
-    slot = rng.choice(slots)
-    allowed = COLOURS
-    if slot == "kind":
-        allowed = SUPPORTS if position == 1 and scene.relation == "on top of" else KIND_NAMES
-    changed = replace(item, **{slot: rng.choice(allowed)})
-    taken = {changed.colour, changed.accent, changed.hat} - {None}
-    if len(taken) < len(slots) - (
-        "kind" in slots
-    ):  # two slots of one colour: not a caption of ours
+    coloured = [slot for slot in ("colour", "accent", "hat") if getattr(item, slot) is not None]
+    slot = rng.choice(["kind", *coloured])
+    changed = replace(item, **{slot: rng.choice(KIND_NAMES if slot == "kind" else COLOURS)})
+    if len({getattr(changed, slot) for slot in coloured}) < len(coloured):
+        return scene
+    if changed.hat is not None and changed.kind not in WEARERS:
         return scene
     if scene.other is None:
         return Scene(changed)
     first, second = (changed, scene.other) if position == 0 else (scene.item, changed)
+    if first.kind == second.kind or (scene.relation == "on top of" and second.kind not in SUPPORTS):
+        return scene
     return canonical(Scene(first, scene.relation, second))

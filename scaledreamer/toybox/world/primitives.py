@@ -58,6 +58,9 @@ class Part:
         return np.stack((low, np.maximum(ends[0] + radii[0], ends[1] + radii[1])))
 
 
+Parts = list[Part]
+
+
 def _frame(axis: Sequence[float] | np.ndarray) -> np.ndarray:
     """A rotation whose third column is the axis; the first stays as near to x as it can."""
     z = np.asarray(axis, dtype=float) / np.linalg.norm(axis)

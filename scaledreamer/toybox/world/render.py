@@ -43,6 +43,24 @@ class Look:
         one = torch.ones(num_scenes)
         return Look(light.expand(num_scenes, 3), 0.28 * one, torch.ones(num_scenes, 3), one)
 
+    @staticmethod
+    def drawn(num_scenes: int, generator: torch.Generator) -> Look:
+        """Lamp within about 35 degrees of the reference, shade within 12 %, size within 7 %."""
+
+        def uniform(low: float, high: float, *shape: int) -> Tensor:
+            return low + (high - low) * torch.rand(num_scenes, *shape, generator=generator)
+
+        lamp = Look.reference(num_scenes).light
+        lamp = lamp + 0.45 * torch.randn(num_scenes, 3, generator=generator)
+        lamp = torch.nn.functional.normalize(lamp, dim=-1)
+        lamp[:, 2] = lamp[:, 2].abs()
+        return Look(
+            light=lamp,
+            diffuse=uniform(0.18, 0.36),
+            shade=uniform(0.88, 1.06, 1) * uniform(0.97, 1.03, 3),
+            scale=uniform(0.93, 1.07),
+        )
+
 
 def _trace(parts: PartBatch, origin: Tensor, direction: Tensor, pixel: float, reach: float):
     """Rays [B, N, 3] -> (tdist of the hit or of the nearest miss, coverage) [B, N]."""
