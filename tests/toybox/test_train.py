@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from scaledreamer.cameras import ring
@@ -90,6 +90,47 @@ def test_clip_trains_and_loads_as_encoder_and_scorer(images: Path, tmp_path: Pat
     card = json.loads((folder / "card.json").read_text())
     assert card["steps"] == 50
     assert load_file(folder / "model.safetensors")["logit_scale"].dtype == torch.float16
+
+
+def test_earlier_weights_are_matched_word_by_word(tmp_path: Path):
+    shipped = resolve_folder("toybox:clip")
+    tokenizer = clip.build_tokenizer()
+    old = json.loads((shipped / "tokenizer.json").read_text())
+    words = old["model"]["vocab"]
+    dropped = words.pop("zzz", None) or words.pop("robot")
+    words["zebra"] = dropped
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    (copy / "tokenizer.json").write_text(json.dumps(old))
+    weights = load_file(shipped / "model.safetensors")
+    save_file(weights, copy / "model.safetensors")
+    model = clip.build_model(len(tokenizer), 160, 5, 8)
+    name = "text_model.embeddings.token_embedding.weight"
+    before = model.state_dict()[name].clone()
+    clip.start_from(copy, model, tokenizer)
+    after = model.state_dict()[name]
+    row = tokenizer.get_vocab()
+    torch.testing.assert_close(after[row["red"]], weights[name][words["red"]].float())
+    assert torch.equal(after[row["robot"]], before[row["robot"]])  # not in that vocabulary
+    torch.testing.assert_close(model.logit_scale, weights["logit_scale"].float())
+
+
+def test_wrong_captions_are_near_misses_of_words_and_of_the_view():
+    prompt = "a red house next to a green tree"
+    turned = "a green tree next to a red house"
+    plain = clip.wrong_captions(prompt, prompt, 3, seed=5)
+    assert len({prompt, *plain}) == 4
+    viewed = clip.wrong_captions(prompt, f"{turned}, back view", 3, seed=5)
+    assert all(caption.endswith(", back view") for caption in viewed[:-1])
+    same, _, words = viewed[-1].partition(", ")
+    assert same == turned
+    assert words in {"front view", "side view", "overhead view"}
+
+
+def test_images_without_a_stamp_are_not_added_to(images: Path, tmp_path: Path):
+    (tmp_path / "chunk_0000.json").write_text("[]")
+    with pytest.raises(SystemExit, match="2"):
+        dataset.main(["--output", str(tmp_path), "--count", "12"])
 
 
 def test_prior_trains_and_loads_as_a_prior(images: Path, tmp_path: Path):

@@ -1,4 +1,4 @@
-"""Trains an embedded CLIP contrastively; captions with exchanged words are its hard negatives.
+"""Trains an embedded CLIP contrastively; exchanged words and wrong view words are hard negatives.
 
 python -m scaledreamer.toybox.train.clip --role clip     conditions the prior and the generator
 python -m scaledreamer.toybox.train.clip --role judge    judges; other seed, conditions nothing
@@ -109,6 +109,16 @@ def negatives(prompt: str, count: int, seed: int) -> list[str]:
     return (fixed[:count] + random.Random(seed).sample(rest, count))[:count]
 
 
+def wrong_captions(prompt: str, text: str, count: int, seed: int) -> list[str]:
+    """Near misses of a caption; where it ends in view words, one has others instead."""
+    ending = text[len(prompt) :]
+    wrong = [near + ending for near in negatives(prompt, count, seed)]
+    if ending:
+        others = [f", {words}" for words in grammar.VIEW_WORDS if f", {words}" != ending]
+        wrong[-1] = text[: len(prompt)] + random.Random(seed).choice(others)
+    return wrong
+
+
 class Contrast(nn.Module):
     """Symmetric InfoNCE; each image also meets `num_negatives` near misses of its text."""
 
@@ -142,6 +152,18 @@ class Contrast(nn.Module):
         return {"loss": loss, "accuracy": (full.argmax(1) == target).float().mean()}
 
 
+def start_from(folder: Path, model: CLIPModel, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Loads a folder's weights; words its vocabulary lacks keep their random embeddings."""
+    weights = {n: w.float() for n, w in load_tensors(folder / "model.safetensors").items()}
+    name = "text_model.embeddings.token_embedding.weight"
+    known = Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab()
+    rows = model.state_dict()[name].clone()
+    for word, row in tokenizer.get_vocab().items():
+        if word in known:
+            rows[row] = weights[name][known[word]]
+    model.load_state_dict({**weights, name: rows})
+
+
 def train(
     role: str,
     images: Images,
@@ -151,14 +173,13 @@ def train(
     learning_rate: float = 1e-3,
     init: Path | None = None,
 ) -> CLIPModel:
-    """Trains from random weights, or from those of the folder `init`."""
+    """Trains from random weights, or from those of the folder `init`, matched word by word."""
     options = ROLES[role]
     torch.manual_seed(options["seed"])
     tokenizer = build_tokenizer()
     model = build_model(len(tokenizer), options["width"], options["layers"], options["patch"])
     if init is not None:
-        weights = load_tensors(init / "model.safetensors")
-        model.load_state_dict({name: w.float() for name, w in weights.items()})
+        start_from(init, model, tokenizer)
     contrast = Contrast(model, tokenizer)
     run = Run(
         folder=folder,
@@ -172,10 +193,11 @@ def train(
         rows = torch.randint(len(images), (batch,), generator=generator)
         texts = images.captions(rows, generator)
         wrong = [
-            near + text[len(prompt) :]
+            caption
             for number, (row, text) in enumerate(zip(rows.tolist(), texts, strict=True))
-            for prompt in [images.prompts[row]]
-            for near in negatives(prompt, contrast.num_negatives, index * batch + number)
+            for caption in wrong_captions(
+                images.prompts[row], text, contrast.num_negatives, index * batch + number
+            )
         ]
         return contrast(images.on_background(rows, generator), texts, wrong)
 

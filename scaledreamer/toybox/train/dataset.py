@@ -26,7 +26,7 @@ from torch import Tensor
 
 from scaledreamer.cameras import CameraDistribution, orbit
 from scaledreamer.interfaces import BackgroundDistribution, CameraBatch
-from scaledreamer.priors._cameras import view_word
+from scaledreamer.priors import _views
 from scaledreamer.storage import (
     atomic_write,
     cache_folder,
@@ -40,9 +40,10 @@ from scaledreamer.toybox.world import grammar
 from scaledreamer.toybox.world.render import Look, render
 
 CHUNK = 2000
-FORM_SHARES = {"plain": 0.08, "with": 0.24, "wearing": 0.08, "on top of": 0.27, "next to": 0.33}
+FORM_SHARES = {"plain": 0.08, "with": 0.24, "wearing": 0.12, "on top of": 0.24, "next to": 0.32}
 VIEW_WORD_SHARE = 0.5
-OVERHEAD_DEG = 32.0
+FRONT_DEG, OVERHEAD_DEG = 45.0, 32.0
+"""Half-width of the sectors called front and back; elevation above which a view is overhead."""
 CAMERAS = CameraDistribution()
 BACKGROUND = BackgroundDistribution()
 
@@ -70,23 +71,6 @@ def draw_prompts(count: int, generator: torch.Generator) -> list[str]:
     ]
 
 
-def draw_look(count: int, generator: torch.Generator) -> Look:
-    """What prompts leave open: lamp within about 35 degrees, shade within 12 %, size within 7 %."""
-
-    def uniform(low: float, high: float, *shape: int) -> Tensor:
-        return low + (high - low) * torch.rand(count, *shape, generator=generator)
-
-    lamp = Look.reference(count).light + 0.45 * torch.randn(count, 3, generator=generator)
-    lamp = torch.nn.functional.normalize(lamp, dim=-1)
-    lamp[:, 2] = lamp[:, 2].abs()
-    return Look(
-        light=lamp,
-        diffuse=uniform(0.18, 0.36),
-        shade=uniform(0.88, 1.06, 1) * uniform(0.97, 1.03, 3),
-        scale=uniform(0.93, 1.07),
-    )
-
-
 def render_chunk(count: int, size_px: int, seed: int) -> tuple[dict[str, Tensor], list[str]]:
     generator = torch.Generator().manual_seed(seed)
     prompts = draw_prompts(count, generator)
@@ -98,7 +82,7 @@ def render_chunk(count: int, size_px: int, seed: int) -> tuple[dict[str, Tensor]
     fov = torch.full_like(azimuth, CAMERAS.fov_deg[0])
     cameras = orbit(azimuth, elevation, distance, fov)
     scenes = [grammar.parse(prompt) for prompt in prompts]
-    views = render(scenes, cameras, size_px, background=0.0, look=draw_look(count, generator))
+    views = render(scenes, cameras, size_px, background=0.0, look=Look.drawn(count, generator))
     rgba = torch.cat((views.rgb[:, 0], views.opacity), dim=1)
     tensors = {
         "rgba": (rgba * 255).round().to(torch.uint8),
@@ -153,13 +137,13 @@ class Images:
     def captions(self, rows: Tensor, generator: torch.Generator) -> list[str]:
         """The prompts, neighbours in either order, half of them with view words."""
         draws = torch.rand(2, len(rows), generator=generator).tolist()
+        classes = _views.hard(self.cameras()[rows], FRONT_DEG, OVERHEAD_DEG).argmax(dim=1)
         captions = []
-        for row, name_view, turn in zip(rows.tolist(), *draws, strict=True):
+        for row, view, name_view, turn in zip(rows.tolist(), classes.tolist(), *draws, strict=True):
             text = self.prompts[row]
             text = grammar.turned_round(text) if turn < 0.5 else text
             if name_view < VIEW_WORD_SHARE:
-                angles = float(self.azimuth_deg[row]), float(self.elevation_deg[row])
-                text += f", {view_word(*angles, OVERHEAD_DEG)} view"
+                text += f", {_views.CLASSES[view]} view"
             captions.append(text)
         return captions
 
@@ -173,7 +157,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, default=workers, help="processes")
     arguments = parser.parse_args(argv)
     stamp, path = _stamp(arguments.size_px), arguments.output / "images.json"
-    if path.exists() and read_json(path) != stamp:
+    is_used = any(arguments.output.glob("chunk_*"))
+    if is_used and not (path.exists() and read_json(path) == stamp):
         parser.error(f"{arguments.output} holds images of another world; name another --output")
     write_json(path, stamp)
     chunks = range(-(-arguments.count // CHUNK))
