@@ -27,7 +27,8 @@ from scaledreamer.pipeline import TextTo3D
 from scaledreamer.priors import unet
 from scaledreamer.rendering.sheet import contact_sheet
 from scaledreamer.storage import atomic_write, write_json
-from scaledreamer.toybox.world.grammar import SPLITS, parse
+from scaledreamer.toybox.world.grammar import SPLITS, describe
+from scaledreamer.toybox.world.language import scene_of
 
 _SHEET_ROWS = 12
 _SHEET_PX = 128
@@ -66,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--count", type=int, default=64, help="prompts a corpus, drawn by --seed")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--per-kind", action="store_true", help="also a table by object kind")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="results.json and sheets")
     parser.add_argument("--judge", default="toybox:judge", metavar="FOLDER", help="a CLIP folder")
     parser.add_argument("--device", choices=DEVICES, default="auto")
@@ -92,17 +94,15 @@ def _evaluate(options: argparse.Namespace) -> int:
             for corpus in progress.track(list(corpora), description="drawing sheets"):
                 path = options.output / f"{names[corpus]}.png"
                 _save_sheet(path, corpora[corpus][:_SHEET_ROWS], images_of)
-    _print_table(results)
+    _print_tables(results, options.per_kind)
     return 0
 
 
 def _draw(corpus: str, count: int, seed: int) -> list[str]:
-    """Prompts of a corpus, drawn at random. Raises: ValueError for one that has no scene."""
+    """Captions of a corpus, drawn at random. Raises: ValueError for one that has no scene."""
     prompts = load_prompts(corpus)
     drawn = random.Random(seed).sample(prompts, min(count, len(prompts)))
-    for prompt in drawn:
-        parse(prompt)
-    return drawn
+    return list(dict.fromkeys(describe(scene_of(prompt)) for prompt in drawn))
 
 
 def _images_of(options: argparse.Namespace, device: str) -> protocol.ImagesOf:
@@ -130,18 +130,29 @@ def _judge(
         results[corpus] = {
             **scores.summary(),
             "per_prompt": dict(zip(prompts, recall, strict=True)),
+            "per_kind": scores.by_kind(),
         }
     return results
 
 
-def _print_table(results: dict[str, dict[str, Any]]) -> None:
-    columns = [name for name in next(iter(results.values())) if name != "per_prompt"]
-    table = Table("corpus", *columns)
-    for corpus, row in results.items():
-        table.add_row(corpus, *(f"{row[name]:.3f}" for name in columns))
+def _print_tables(results: dict[str, dict[str, Any]], use_kinds: bool) -> None:
     console = Console(width=max(160, Console().width))
-    console.print(table)
-    console.print_json(json.dumps({k: {n: v[n] for n in columns} for k, v in results.items()}))
+    summaries = {
+        corpus: {name: value for name, value in row.items() if not isinstance(value, dict)}
+        for corpus, row in results.items()
+    }
+    console.print(_table("corpus", summaries))
+    for corpus, row in results.items() if use_kinds else ():
+        console.print(_table(corpus, row["per_kind"]))
+    console.print_json(json.dumps(summaries))
+
+
+def _table(corner: str, rows: dict[str, dict[str, float]]) -> Table:
+    columns = list(next(iter(rows.values())))
+    table = Table(corner, *columns)
+    for name, row in rows.items():
+        table.add_row(name, *(f"{row[column]:.3f}" if column in row else "" for column in columns))
+    return table
 
 
 def _sheet_names(corpora: Iterable[str]) -> dict[str, str]:

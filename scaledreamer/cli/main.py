@@ -14,6 +14,7 @@ COMMANDS = {
     "train": "train a generator by score distillation",
     "generate": "turn prompts into meshes",
     "evaluate": "score a generator on seen and unseen prompts",
+    "toybox": "look at the embedded world: truth, prior and generator side by side",
     "export": "turn a run into a folder to ship",
 }
 """Each is a module of `scaledreamer.cli` with `main(argv) -> int`, and its line in the help."""

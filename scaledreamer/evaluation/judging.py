@@ -2,7 +2,7 @@
 
 Candidates of a prompt are itself, 10 hard swaps (colours exchanged, relation reversed, one word
 off) and 89 prompts of the whole corpus at random by seed. Source: R-precision as in Poole et al.,
-"DreamFusion", ICLR 2023; the hard candidates are ours.
+"DreamFusion", ICLR 2023; the hard candidates and the front/back test are ours.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from scaledreamer.cameras import ring
@@ -49,26 +49,50 @@ def candidates(prompt: str, seed: int = 0) -> list[str]:
 class Judgement:
     """Per prompt."""
 
+    is_janus: Float[Tensor, "B"]
+    """1 where the view from behind, too, looks like a front to the judge; NaN without a front."""
+
     recall_at_1: Float[Tensor, "B"]
     """Share of views whose best candidate is the prompt."""
     similarity: Float[Tensor, "B"]
     """Mean cosine to the prompt."""
 
 
-def candidate_features(
-    scorer: ImageTextScorer, prompts: Sequence[str], seed: int = 0
-) -> Float[Tensor, "B C F"]:
-    """Features of every prompt's candidates, the prompt's own first."""
+@dataclass(frozen=True)
+class JudgedTexts:
+    """Text features of B prompts' captions."""
+
+    candidates: Float[Tensor, "B C F"]
+    """The prompt's own first."""
+    front_back: Float[Tensor, "B 2 F"]
+    """The prompt with ", front view" and with ", back view"."""
+    has_front: Bool[Tensor, "B"]
+
+
+def judged_texts(scorer: ImageTextScorer, prompts: Sequence[str], seed: int = 0) -> JudgedTexts:
+    """What the views of the prompts are compared with."""
     texts = [text for prompt in prompts for text in candidates(prompt, seed)]
-    return scorer.text_features(texts).unflatten(0, (len(prompts), NUM_CANDIDATES))
+    sides = [f"{prompt}, {side} view" for prompt in prompts for side in ("front", "back")]
+    fronts = [
+        all(item.kind in grammar.FRONTED for item in grammar.parse(prompt).items)
+        for prompt in prompts
+    ]
+    return JudgedTexts(
+        scorer.text_features(texts).unflatten(0, (len(prompts), NUM_CANDIDATES)),
+        scorer.text_features(sides).unflatten(0, (len(prompts), 2)),
+        torch.tensor(fronts),
+    )
 
 
 @torch.no_grad()
 def judge(
-    scorer: ImageTextScorer, images: Float[Tensor, "B V 3 H W"], texts: Float[Tensor, "B C F"]
+    scorer: ImageTextScorer, images: Float[Tensor, "B V 3 H W"], texts: JudgedTexts
 ) -> Judgement:
-    """R@1 and similarity of B prompts' views, on white, among the candidates' features."""
+    """Scores of B prompts' eight judged views, on white."""
     features = scorer.image_features(images.flatten(0, 1)).unflatten(0, images.shape[:2])
-    cosine = features @ texts.mT  # [B, V, C]
+    cosine = features @ texts.candidates.mT  # [B, V, C]
     recall = (cosine.argmax(dim=-1) == 0).float().mean(dim=1)
-    return Judgement(recall.cpu(), cosine[..., 0].mean(dim=1).cpu())
+    behind = features[:, AZIMUTHS_DEG.index(180.0)]
+    front, back = (behind[:, None] * texts.front_back).sum(-1).unbind(1)
+    is_janus = torch.where(texts.has_front.to(front.device), (front > back).float(), torch.nan)
+    return Judgement(is_janus.cpu(), recall.cpu(), cosine[..., 0].mean(dim=1).cpu())

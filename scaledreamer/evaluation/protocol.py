@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from scaledreamer.evaluation.ground_truth import TruthScores, image_scores
-from scaledreamer.evaluation.judging import Judgement, candidate_features, judge
+from scaledreamer.evaluation.judging import Judgement, judge, judged_texts
 from scaledreamer.evaluation.judging import cameras as judged_cameras
 from scaledreamer.interfaces import CameraBatch, ImageTextScorer, Views
 from scaledreamer.priors.unet import UNetPrior
 from scaledreamer.rng import StepRng
 from scaledreamer.storage import prompt_id
 from scaledreamer.toybox.world import grammar
-from scaledreamer.toybox.world.render import render
+from scaledreamer.toybox.world.render import Look, render
 
 SIZE_PX = 64
 BATCH = 8
@@ -67,6 +67,8 @@ class Scores:
     ceiling: Judgement
     """The same judge on ground-truth renders of the same prompts."""
     truth: TruthScores | None
+    jitter_iou: Tensor | None
+    """Silhouette IoU of ground truth with itself at another size, as the prior's images vary."""
 
     def summary(self) -> dict[str, float]:
         """Means over the prompts; `share_of_ceiling` is R@1 over the ceiling's R@1."""
@@ -79,11 +81,47 @@ class Scores:
             "similarity": float(self.judgement.similarity.mean()),
             "ceiling_similarity": float(self.ceiling.similarity.mean()),
         }
-        if self.truth is not None:
+        if not self.judgement.is_janus.isnan().all():
+            out["janus_rate"] = float(self.judgement.is_janus.nanmean())
+            out["ceiling_janus_rate"] = float(self.ceiling.is_janus.nanmean())
+        if self.truth is not None and self.jitter_iou is not None:
             out["silhouette_iou"] = float(self.truth.silhouette_iou.mean())
+            out["ceiling_silhouette_iou"] = float(self.jitter_iou.mean())
             out["psnr_db"] = float(self.truth.psnr_db.mean())
             out["colour_error"] = float(self.truth.colour_error.mean())
         return out
+
+    def by_kind(self) -> dict[str, dict[str, float]]:
+        """Means over the prompts that name a kind, worst R@1 first."""
+        rows: dict[str, list[int]] = {}
+        for index, prompt in enumerate(self.prompts):
+            for item in grammar.parse(prompt).items:
+                rows.setdefault(item.kind, []).append(index)
+        columns = {
+            "recall_at_1": self.judgement.recall_at_1,
+            "ceiling_recall_at_1": self.ceiling.recall_at_1,
+        }
+        if self.truth is not None:
+            columns["silhouette_iou"] = self.truth.silhouette_iou
+        means = {
+            kind: {
+                "prompts": float(len(chosen)),
+                **{name: float(values[chosen].mean()) for name, values in columns.items()},
+            }
+            for kind, chosen in rows.items()
+        }
+        return dict(sorted(means.items(), key=lambda entry: entry[1]["recall_at_1"]))
+
+
+def _jitter_iou(prompts: Sequence[str], cameras: CameraBatch, exact: Views) -> Tensor:
+    """[B]; the size of each is drawn by its prompt."""
+    drawn = [
+        Look.drawn(1, torch.Generator().manual_seed(int(prompt_id(prompt)[:15], 16))).scale
+        for prompt in prompts
+    ]
+    look = replace(Look.reference(len(prompts)), scale=torch.cat(drawn))
+    scenes = [grammar.parse(prompt) for prompt in prompts]
+    return image_scores(render(scenes, cameras, SIZE_PX, look=look), exact).silhouette_iou
 
 
 def rgb_of(made: Views | Tensor) -> Tensor:
@@ -101,6 +139,7 @@ def _on_cpu(made: Views | Tensor) -> Views | Tensor:
 
 def _gather(parts: Sequence[Judgement]) -> Judgement:
     return Judgement(
+        torch.cat([part.is_janus for part in parts]),
         torch.cat([part.recall_at_1 for part in parts]),
         torch.cat([part.similarity for part in parts]),
     )
@@ -117,23 +156,22 @@ def evaluate(
 
     Raises: ValueError for a prompt that is not a ToyBox caption.
     """
-    judged, ceilings, truths = [], [], []
+    judged, ceilings, truths, jitter = [], [], [], []
     for start in range(0, len(prompts), BATCH):
         batch = prompts[start : start + BATCH]
         cameras = judged_cameras(len(batch))
         exact = ground_truth_views(batch, cameras, SIZE_PX)
         made = _on_cpu(images_of(batch, cameras, SIZE_PX))
-        texts = candidate_features(scorer, batch)
+        texts = judged_texts(scorer, batch)
         judged.append(judge(scorer, rgb_of(made), texts))
         ceilings.append(judge(scorer, exact.rgb, texts))
         if not isinstance(made, Tensor):
             truths.append(image_scores(made, exact))
+            jitter.append(_jitter_iou(batch, cameras, exact))
         progress(len(batch))
-    truth = None
-    if truths:
-        truth = TruthScores(
-            torch.cat([part.silhouette_iou for part in truths]),
-            torch.cat([part.psnr_db for part in truths]),
-            torch.cat([part.colour_error for part in truths]),
-        )
-    return Scores(prompts, _gather(judged), _gather(ceilings), truth)
+    judgement, ceiling = _gather(judged), _gather(ceilings)
+    if not truths:
+        return Scores(prompts, judgement, ceiling, None, None)
+    names = ("silhouette_iou", "psnr_db", "colour_error")
+    truth = TruthScores(**{name: torch.cat([getattr(t, name) for t in truths]) for name in names})
+    return Scores(prompts, judgement, ceiling, truth, torch.cat(jitter))

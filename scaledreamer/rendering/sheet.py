@@ -16,17 +16,21 @@ Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 
 
 def contact_sheet(
-    rows: Sequence[tuple[str, Float[Tensor, "V 3 H W"]]], background: int = 255
+    rows: Sequence[tuple[str, Float[Tensor, "V 3 H W"]]], background: int = 255, columns: int = 1
 ) -> Image.Image:
-    """Each row's images, in [0, 1], side by side above its caption."""
+    """Each row's images, in [0, 1], side by side above its caption; `columns` such rows a line."""
     font = ImageFont.load_default(_FONT_PX)
     strips = [_strip(caption, images, font, background) for caption, images in rows]
-    width, height = max(s.width for s in strips), sum(s.height for s in strips)
-    sheet = Image.new("RGB", (width, height), (background,) * 3)
+    lines = [strips[start : start + columns] for start in range(0, len(strips), columns)]
+    column_width = max(strip.width for strip in strips) + (2 * _GAP_PX if columns > 1 else 0)
+    heights = [max(strip.height for strip in line) for line in lines]
+    width = column_width * min(columns, len(strips))
+    sheet = Image.new("RGB", (width, sum(heights)), (background,) * 3)
     top = 0
-    for strip in strips:
-        sheet.paste(strip, (0, top))
-        top += strip.height
+    for line, height in zip(lines, heights, strict=True):
+        for column, strip in enumerate(line):
+            sheet.paste(strip, (column * column_width, top))
+        top += height
     return sheet
 
 

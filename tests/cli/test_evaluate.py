@@ -50,6 +50,10 @@ def test_a_generator_is_judged_beside_its_ceiling(
     assert scores["prompts"] == 2
     assert set(scores["per_prompt"]) == set(PROMPTS)
     assert 0 < scores["silhouette_iou"] < 1
+    assert 0.8 < scores["ceiling_silhouette_iou"] < 1
+    assert "janus_rate" not in scores  # neither a mug nor a box has a front
+    assert set(scores["per_kind"]) == {"mug", "box"}
+    assert scores["per_kind"]["mug"]["recall_at_1"] == scores["per_prompt"]["a red mug"]
     image = np.asarray(Image.open(output / "two.png"))
     assert image.shape[1] == STRIP_PX
     middle = image[64, 64 + 132 * np.arange(4)] / 255  # the ball's colours, by position
@@ -111,7 +115,7 @@ def test_a_prompt_without_a_scene_is_found_before_any_work(
 ) -> None:
     (tmp_path / "zebra.txt").write_text("a red mug\na red zebra\n")
     assert run(folders, str(tmp_path / "zebra.txt"), "--checkpoint", "no/such") == 2
-    assert "unknown object 'zebra'" in capsys.readouterr().err
+    assert "unknown to the text encoder: 'zebra'" in capsys.readouterr().err
 
 
 def test_unavailable_cuda_and_a_missing_judge_are_errors(

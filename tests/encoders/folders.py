@@ -22,7 +22,7 @@ WORDS = (
     *("front", "side", "back", "overhead", "view"),
 )
 NUM_SPECIAL = 4
-MAX_TOKENS = 12
+MAX_TOKENS = 20
 WIDTH = 16
 PROJECTION = 8
 

@@ -45,12 +45,26 @@ def _images(numbers: list[list[int]]) -> Tensor:
 
 def test_recall_counts_the_views_whose_best_candidate_is_the_prompt():
     scorer = HashScorer([*PROMPTS, grammar.hard_swaps(PROMPTS[0])[0]])
-    images = _images([[0, 0, 2, 2], [1, 1, 1, 0]])
-    judged = judging.judge(scorer, images, judging.candidate_features(scorer, PROMPTS))
+    images = _images([[0, 0, 2, 2] * 2, [1, 1, 1, 0] * 2])
+    judged = judging.judge(scorer, images, judging.judged_texts(scorer, PROMPTS))
     torch.testing.assert_close(judged.recall_at_1[0], torch.tensor(0.5))
     # an image of another prompt that is no candidate: right only by luck
     assert judged.recall_at_1[1] in (0.75, 1.0)
     assert judged.similarity[1] < 1
+
+
+def test_a_front_on_the_back_is_a_janus():
+    """Images name their own caption, so the view from behind says which side it shows."""
+    prompts = ["a red cat", "a red robot next to a blue lamp"]
+    front, back = (f"a red cat, {side} view" for side in ("front", "back"))
+    scorer = HashScorer([front, back, *prompts])
+    texts = judging.judged_texts(scorer, prompts)
+    assert texts.has_front.tolist() == [True, False]  # a lamp is the same from behind
+    two_faced = judging.judge(scorer, _images([[0] * 8, [0] * 8]), texts).is_janus
+    assert two_faced[0] == 1
+    assert two_faced[1].isnan()
+    right = judging.judge(scorer, _images([[0] * 4 + [1] + [0] * 3, [1] * 8]), texts).is_janus
+    assert right[0] == 0
 
 
 def test_candidates_are_a_hundred_distinct_with_the_hard_swaps():
@@ -140,7 +154,9 @@ class CountingScorer(HashScorer):
 def test_ground_truth_reaches_its_own_ceiling_and_candidates_are_encoded_once() -> None:
     scorer, done = CountingScorer(), []
     scores = protocol.evaluate(scorer, PROMPTS, protocol.ground_truth_views, done.append)
-    assert scorer.seen == [text for prompt in PROMPTS for text in judging.candidates(prompt)]
+    candidates = [text for prompt in PROMPTS for text in judging.candidates(prompt)]
+    assert scorer.seen[: len(candidates)] == candidates
+    assert len(scorer.seen) == len(candidates) + 2 * len(PROMPTS)  # front and back view
     assert sum(done) == 2
     torch.testing.assert_close(scores.judgement.similarity, scores.ceiling.similarity)
     torch.testing.assert_close(scores.judgement.recall_at_1, scores.ceiling.recall_at_1)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from scaledreamer.cameras import ring
 from scaledreamer.encoders import clip_score, clip_text
-from scaledreamer.evaluation.judging import cameras, candidate_features, judge
+from scaledreamer.evaluation.judging import cameras, judge, judged_texts
 from scaledreamer.interfaces import CameraBatch, Condition
 from scaledreamer.priors import unet
 from scaledreamer.storage import resolve_folder
@@ -67,7 +67,7 @@ def test_the_judge_knows_ground_truth_and_is_not_the_conditioning_clip():
     scenes = [grammar.parse(prompt) for prompt in PROMPTS]
     exact = render(scenes, cameras(len(PROMPTS)), 64).rgb
     scorer = clip_score.load("toybox:judge")
-    judged = judge(scorer, exact, candidate_features(scorer, PROMPTS))
+    judged = judge(scorer, exact, judged_texts(scorer, PROMPTS))
     assert judged.recall_at_1.mean() > 0.9
     assert scorer.scorer_id != clip_score.load("toybox:clip").scorer_id
 
