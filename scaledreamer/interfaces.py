@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from scaledreamer.rng import StepRng
@@ -44,6 +44,18 @@ class TextEmbedding:
         return replace(
             self, tokens=self.tokens.to(device), mask=self.mask.to(device), pooled=pooled
         )
+
+    def mixed(self, rows: Int[Tensor, "N K"], weights: Float[Tensor, "N K"]) -> TextEmbedding:
+        """N texts, each a sum of K of these by weight; where one weighs 1 it is that text."""
+        chosen = rows.gather(1, weights.argmax(dim=1, keepdim=True))[:, 0]
+        if bool((weights.amax(dim=1) == 1).all()):
+            return self[chosen]
+        tokens = torch.einsum("nk,nkld->nld", weights.to(self.tokens), self.tokens[rows])
+        mask = (self.mask[rows] & (weights > 0)[..., None]).any(dim=1)
+        pooled = self.pooled
+        if pooled is not None:
+            pooled = torch.einsum("nk,nkp->np", weights.to(pooled), pooled[rows])
+        return replace(self, tokens=tokens, mask=mask, pooled=pooled)
 
     @staticmethod
     def cat(parts: Sequence[TextEmbedding]) -> TextEmbedding:
@@ -257,6 +269,11 @@ class Condition:
     positive: ConditionRows
     null: ConditionRows
     negatives: tuple[ConditionRows, ...] = ()
+    """What each latent should not show, for perp-neg; N rows each."""
+    negative_weights: Float[Tensor, "K N"] | None = None
+    """Weight of each negative for each latent, at most 0; given where there are negatives."""
+    cameras: Float[Tensor, "N F"] | None = None
+    """Features for a LoRA copy, given whenever cameras were, whatever the prior itself sees."""
 
 
 @runtime_checkable
@@ -287,6 +304,36 @@ class Prior(Protocol):
     def predict_noise(self, x_t: Tensor, t: Float[Tensor, "N"], rows: ConditionRows) -> Tensor: ...
 
 
+@runtime_checkable
+class LoraCopy(Protocol):
+    """A prior fine-tuned by low-rank additions. Also an `nn.Module`, whose state they alone are.
+
+    `rows.cameras` holds `Condition.cameras`; zeros, or None, where a camera is dropped.
+    """
+
+    def predict_noise(self, x_t: Tensor, t: Float[Tensor, "N"], rows: ConditionRows) -> Tensor:
+        """As the prior's, without gradient; equal to it before any training."""
+        ...
+
+    def denoising_loss(
+        self, clean: Tensor, noise: Tensor, t: Float[Tensor, "N"], rows: ConditionRows
+    ) -> Float[Tensor, "N"]:
+        """Mean squared error of the network's output for each row, in its own prediction kind."""
+        ...
+
+
+@runtime_checkable
+class LoraPrior(Prior, Protocol):
+    """A prior that can be fine-tuned beside itself, for VSD."""
+
+    camera_dim: int
+    """Width of `Condition.cameras`."""
+
+    def lora_copy(self, rank: int, camera_dim: int) -> LoraCopy:
+        """A copy on the prior's own frozen weights; the prior's predictions stay as they are."""
+        ...
+
+
 @dataclass(frozen=True)
 class Guidance:
     """What a distiller returns."""
@@ -299,7 +346,11 @@ class Guidance:
 
 @runtime_checkable
 class Distiller(Protocol):
-    """latents [B * V, ...] -> Guidance, on the Prior contract alone."""
+    """latents [B * V, ...] -> Guidance, on the Prior contract alone.
+
+    One that trains something is an `nn.Module`, whose `parameter_groups()` may give groups for the
+    optimizer (torch's dictionaries) with rates of their own.
+    """
 
     def __call__(
         self, latents: Tensor, condition: Condition, step: int, rng: StepRng

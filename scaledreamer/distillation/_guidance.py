@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from scaledreamer.config import Linear, Schedule
 from scaledreamer.distillation._timesteps import Per, check_window, normal_like, uniform_rows
-from scaledreamer.interfaces import Guidance, NoiseSchedule
+from scaledreamer.interfaces import Condition, ConditionRows, Guidance, NoiseSchedule, Prior
 from scaledreamer.rng import StepRng
 
 Weighting = Literal["sigma_squared", "uniform"]
@@ -33,6 +33,23 @@ class NoisingConfig:
 
     def __post_init__(self) -> None:
         check_window(self.t_min, self.t_max, "distillation.t_min, t_max")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuidedConfig(NoisingConfig):
+    """How the prior's prediction is led; negatives come with the prior's condition."""
+
+    guidance_scale: float = 7.5
+    """Classifier-free guidance; for Stable Diffusion. A sharp prior wants 2-3."""
+    guidance_rescale: float = 0.0
+    """Against over-exposure: share of the way to the unguided prediction's deviation, 0 to 1."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.guidance_rescale <= 1:
+            raise ValueError(
+                f"distillation.guidance_rescale: got {self.guidance_rescale}; must lie in [0, 1]"
+            )
 
 
 @dataclass(frozen=True)
@@ -72,9 +89,72 @@ def wide(latents: Tensor) -> Tensor:
     return latents.to(torch.promote_types(latents.dtype, torch.float32))
 
 
-def guided(null: Tensor, positive: Tensor, scale: float) -> Tensor:
-    """Source: Ho and Salimans, "Classifier-free diffusion guidance", 2022, with scale = 1 + w."""
-    return null + scale * (positive - null)
+@dataclass(frozen=True)
+class Guided:
+    """Predictions of the prior at x_t, t."""
+
+    positive: Tensor
+    null: Tensor
+    direction: Tensor
+    """positive - null, and with negatives what perp-neg adds to it."""
+    noise: Tensor
+    """The guided prediction."""
+
+
+Rows = tuple[Tensor, Tensor, ConditionRows]
+"""x_t, t and condition of latents that a loss wants predicted beside."""
+
+
+def predict(
+    prior: Prior,
+    config: GuidedConfig,
+    condition: Condition,
+    x_t: Tensor,
+    t: Float[Tensor, "N"],
+    *others: Rows,
+) -> tuple[Guided, tuple[Tensor, ...]]:
+    """The guided prediction and those of `others`, by one call of the prior.
+
+    Source: classifier-free guidance, Ho and Salimans, 2022, with scale = 1 + w; perp-neg,
+    Armandpour et al., "Re-imagine the negative prompt algorithm", 2023, equation 8; rescaling, Lin
+    et al., "Common diffusion noise schedules and sample steps are flawed", 2024, equations 15, 16.
+    """
+    rows = [condition.positive, condition.null, *condition.negatives]
+    calls: list[Rows] = [*((x_t, t, row) for row in rows), *others]
+    joint = prior.predict_noise(
+        torch.cat([value for value, _, _ in calls]),
+        torch.cat([time for _, time, _ in calls]),
+        ConditionRows.cat([row for _, _, row in calls]),
+    )
+    eps: tuple[Tensor, ...] = torch.split(joint, [len(value) for value, _, _ in calls])
+    positive, null, *negatives = eps[: len(rows)]
+    direction = positive - null
+    if condition.negative_weights is not None:
+        towards = [negative - null for negative in negatives]
+        direction = direction + perp_neg(direction, towards, condition.negative_weights)
+    noise = null + config.guidance_scale * direction
+    if config.guidance_rescale > 0:
+        noise = rescaled(noise, positive, config.guidance_rescale)
+    return Guided(positive, null, direction, noise), eps[len(rows) :]
+
+
+def perp_neg(
+    direction: Tensor, negatives: Sequence[Tensor], weights: Float[Tensor, "K N"]
+) -> Tensor:
+    """Sum over k of weight_k times the part of negative_k that is perpendicular to `direction`."""
+    total = torch.zeros_like(direction)
+    squares = direction.square().flatten(1).sum(1).clamp(min=1e-12)
+    for negative, weight in zip(negatives, weights, strict=True):
+        along = (negative * direction).flatten(1).sum(1) / squares
+        across = negative - per_row(along, direction) * direction
+        total = total + per_row(weight.to(across), across) * across
+    return total
+
+
+def rescaled(noise: Tensor, positive: Tensor, share: float) -> Tensor:
+    """`noise` mixed with itself at each row's standard deviation of `positive`."""
+    own, wanted = noise.flatten(1).std(dim=1), positive.flatten(1).std(dim=1)
+    return noise * per_row(1 + share * (wanted / own.clamp(min=1e-12) - 1), noise)
 
 
 def weight(weighting: Weighting, noised: Noised) -> Tensor:

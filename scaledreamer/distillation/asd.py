@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from scaledreamer.distillation import _guidance
 from scaledreamer.distillation._timesteps import uniform_rows
-from scaledreamer.interfaces import Condition, ConditionRows, Guidance, Prior
+from scaledreamer.interfaces import Condition, Guidance, Prior
 from scaledreamer.rng import StepRng
 
 _T_LAST = 0.999
@@ -17,9 +16,9 @@ _T_LAST = 0.999
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(_guidance.NoisingConfig):
-    guidance_scale: float = 7.5
-    """Classifier-free guidance at t; the paper's, for Stable Diffusion. A sharp prior wants 2-3."""
+class Config(_guidance.GuidedConfig):
+    """The default guidance scale is the paper's; it acts at t alone, as negatives do."""
+
     eta: float = 0.1
     """Greatest shift as a fraction of t - t_min; the paper's. 0: (scale - 1) times CSD."""
     is_shift_random: bool = True
@@ -45,19 +44,21 @@ class ASD:
         config, latents = self._config, _guidance.wide(latents)
         noised = _guidance.draw(config, "asd", self._prior.schedule, latents, step, rng)
         shifted = self._shift(noised, rng)
-        x_t = noised.at(noised.t)
-        positive, null, later = self._prior.predict_noise(
-            torch.cat((x_t, x_t, noised.at(shifted))),
-            torch.cat((noised.t, noised.t, shifted)),
-            ConditionRows.cat([condition.positive, condition.null, condition.positive]),
-        ).chunk(3)
-        direction = _guidance.guided(null, positive, config.guidance_scale) - later
+        guided, (later,) = _guidance.predict(
+            self._prior,
+            config,
+            condition,
+            noised.at(noised.t),
+            noised.t,
+            (noised.at(shifted), shifted, condition.positive),
+        )
+        direction = guided.noise - later
         gradient = _guidance.weight(config.weighting, noised) * direction
         stats = {
             "t": noised.t.mean(),
             "shift": (shifted - noised.t).mean(),
-            "classifier_rms": _guidance.rms(positive - null),
-            "asynchronous_rms": _guidance.rms(positive - later),
+            "classifier_rms": _guidance.rms(guided.direction),
+            "asynchronous_rms": _guidance.rms(guided.positive - later),
         }
         return _guidance.to_guidance("asd", latents, gradient, stats)
 

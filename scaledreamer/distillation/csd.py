@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from scaledreamer.distillation import _guidance
-from scaledreamer.interfaces import Condition, ConditionRows, Guidance, Prior
+from scaledreamer.interfaces import Condition, Guidance, Prior
 from scaledreamer.rng import StepRng
 
 
@@ -17,8 +16,11 @@ class Config(_guidance.NoisingConfig):
     """The classifier direction has no scale of its own: the loss weight is its scale."""
 
 
+_UNSCALED = _guidance.GuidedConfig()
+
+
 class CSD:
-    """g = w(t) (eps(x_t, t, y) - eps(x_t, t, null))."""
+    """g = w(t) (eps(x_t, t, y) - eps(x_t, t, null)), and what perp-neg adds."""
 
     def __init__(self, config: Config, prior: Prior) -> None:
         self._config = config
@@ -27,13 +29,10 @@ class CSD:
     def __call__(self, latents: Tensor, condition: Condition, step: int, rng: StepRng) -> Guidance:
         config, latents = self._config, _guidance.wide(latents)
         noised = _guidance.draw(config, "csd", self._prior.schedule, latents, step, rng)
-        x_t = noised.at(noised.t)
-        positive, null = self._prior.predict_noise(
-            torch.cat((x_t, x_t)),
-            torch.cat((noised.t, noised.t)),
-            ConditionRows.cat([condition.positive, condition.null]),
-        ).chunk(2)
-        gradient = _guidance.weight(config.weighting, noised) * (positive - null)
+        guided, _ = _guidance.predict(
+            self._prior, _UNSCALED, condition, noised.at(noised.t), noised.t
+        )
+        gradient = _guidance.weight(config.weighting, noised) * guided.direction
         return _guidance.to_guidance("csd", latents, gradient, {"t": noised.t.mean()})
 
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from scaledreamer.distillation import _guidance
-from scaledreamer.interfaces import Condition, ConditionRows, Guidance, Prior
+from scaledreamer.interfaces import Condition, Guidance, Prior
 from scaledreamer.rng import StepRng
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(_guidance.NoisingConfig):
+class Config(_guidance.GuidedConfig):
     guidance_scale: float = 100.0
     """Classifier-free guidance; the paper's, for a broad prior. A sharp one wants 2-3."""
 
@@ -28,15 +27,9 @@ class SDS:
     def __call__(self, latents: Tensor, condition: Condition, step: int, rng: StepRng) -> Guidance:
         config, latents = self._config, _guidance.wide(latents)
         noised = _guidance.draw(config, "sds", self._prior.schedule, latents, step, rng)
-        x_t = noised.at(noised.t)
-        positive, null = self._prior.predict_noise(
-            torch.cat((x_t, x_t)),
-            torch.cat((noised.t, noised.t)),
-            ConditionRows.cat([condition.positive, condition.null]),
-        ).chunk(2)
-        direction = _guidance.guided(null, positive, config.guidance_scale) - noised.noise
-        gradient = _guidance.weight(config.weighting, noised) * direction
-        stats = {"t": noised.t.mean(), "classifier_rms": _guidance.rms(positive - null)}
+        guided, _ = _guidance.predict(self._prior, config, condition, noised.at(noised.t), noised.t)
+        gradient = _guidance.weight(config.weighting, noised) * (guided.noise - noised.noise)
+        stats = {"t": noised.t.mean(), "classifier_rms": _guidance.rms(guided.direction)}
         return _guidance.to_guidance("sds", latents, gradient, stats)
 
 

@@ -45,6 +45,9 @@ class Card:
     """Cameras of the training images."""
     background: BackgroundDistribution | None = None
     """Backgrounds of the training images."""
+    front_deg: float | None = None
+    """Half-width of the sectors that captions call front and back; by default 45 in pixel space,
+    else ScaleDreamer's 30."""
     overhead_deg: float = 60.0
     """Elevation above which captions say "overhead view"; the default is ScaleDreamer's."""
     use_text_mask: bool | None = None
@@ -62,6 +65,12 @@ class Parts:
     prediction: Prediction
     card: Card
     pixels_per_latent: int
+
+    @property
+    def front_deg(self) -> float:
+        if self.card.front_deg is not None:
+            return self.card.front_deg
+        return 45.0 if self.card.space == "pixel" else 30.0
 
     @property
     def use_text_mask(self) -> bool:

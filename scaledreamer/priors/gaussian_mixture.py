@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scaledreamer.cameras import CameraDistribution
@@ -19,6 +19,7 @@ from scaledreamer.interfaces import (
     NoiseSchedule,
     TextEmbedding,
 )
+from scaledreamer.priors import _cameras, _lora
 from scaledreamer.priors._schedule import FlowSchedule, cosine_schedule
 from scaledreamer.rng import StepRng
 
@@ -54,6 +55,7 @@ class GaussianMixturePrior:
     """
 
     cameras: CameraDistribution | None = None
+    camera_dim = _cameras.NUM_FEATURES
 
     def __init__(
         self,
@@ -80,7 +82,7 @@ class GaussianMixturePrior:
         return (latents.detach() / 2 + 0.5).clamp(0, 1)
 
     def condition(self, texts: Sequence[str], cameras: CameraBatch | None) -> Condition:
-        """Rows of B * V latents; the cameras only count.
+        """Rows of B * V latents, which see no cameras.
 
         Raises: ValueError for a text the prior does not know.
         """
@@ -90,7 +92,12 @@ class GaussianMixturePrior:
         rows = torch.tensor([self._texts[text] for text in texts for _ in range(num_views)])
         weights = F.one_hot(rows.to(self._means.device), len(self._texts)).to(self._means.dtype)
         uniform = torch.full_like(weights, 1 / len(self._texts))
-        return Condition(positive=_rows(weights), null=_rows(uniform))
+        features = None if cameras is None else _cameras.camera_features(cameras)
+        return Condition(
+            positive=_rows(weights),
+            null=_rows(uniform),
+            cameras=None if features is None else features.to(weights.device),
+        )
 
     @torch.no_grad()
     def predict_noise(self, x_t: Tensor, t: Float[Tensor, "N"], rows: ConditionRows) -> Tensor:
@@ -100,6 +107,23 @@ class GaussianMixturePrior:
         log_density, pull = self._components(x, t, rows)
         score = torch.einsum("nk,nk...->n...", log_density.softmax(dim=1), pull)
         return (-sigma[:, 0] * score).to(torch.promote_types(x_t.dtype, torch.float32))
+
+    def lora_copy(self, rank: int, camera_dim: int) -> _lora.LoraCopy:
+        """The exact prediction and what a small network adds to it; `rank` sets its width."""
+        num_texts = len(self._texts)
+        trained = _Addition(self.latent_shape, 2 + num_texts + camera_dim, 8 * rank)
+
+        def network(x_t: Tensor, t: Tensor, rows: ConditionRows) -> Tensor:
+            noise = self.predict_noise(x_t, t, rows)
+            cameras = rows.cameras
+            if cameras is None:
+                cameras = x_t.new_zeros(len(x_t), camera_dim)
+            levels = torch.stack((self.schedule.alpha(t), self.schedule.sigma(t)), dim=1)
+            beside = (levels, rows.text.tokens[:, 0], cameras)
+            return noise + trained(x_t, torch.cat([part.float() for part in beside], dim=1))
+
+        device = self._means.device
+        return _lora.LoraCopy(network, "epsilon", self.schedule, trained.to(device))
 
     def log_density(self, x_t: Tensor, t: Float[Tensor, "N"], rows: ConditionRows) -> Tensor:
         """log p_t(x_t | row) [N] in float64, differentiably."""
@@ -118,6 +142,23 @@ class GaussianMixturePrior:
     @staticmethod
     def _expand(values: Tensor) -> Tensor:
         return values.double().view(-1, 1, 1, 1, 1)
+
+
+class _Addition(nn.Module):
+    """x_t [N, *shape] and features [N, F] -> [N, *shape] in x_t's dtype, 0 at the start."""
+
+    def __init__(self, shape: tuple[int, ...], num_features: int, width: int) -> None:
+        super().__init__()
+        size = math.prod(shape)
+        self.first = nn.Linear(size + num_features, width)
+        self.last = nn.Linear(width, size)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
+
+    def forward(self, x_t: Tensor, features: Float[Tensor, "N F"]) -> Tensor:
+        with torch.autocast(x_t.device.type, enabled=False):
+            flat = torch.cat((x_t.flatten(1).float(), features), dim=1)
+            return self.last(F.silu(self.first(flat))).view_as(x_t).to(x_t.dtype)
 
 
 def _rows(weights: Float[Tensor, "N T"]) -> ConditionRows:

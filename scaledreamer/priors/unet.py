@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -19,7 +19,7 @@ from scaledreamer.interfaces import (
     Condition,
     ConditionRows,
 )
-from scaledreamer.priors import _cameras
+from scaledreamer.priors import _cameras, _lora, _views
 from scaledreamer.priors._folder import Parts, read_parts
 from scaledreamer.priors._schedule import per_row, to_clean, to_noise
 from scaledreamer.storage import resolve_folder
@@ -37,6 +37,10 @@ class Config:
     """Give the camera to a network that takes one; False drops it, and the prior is a broad one."""
     use_view_words: bool = False
     """End every caption in ", front view" and the like, by its camera."""
+    blend_view_words: bool = False
+    """Mix the embeddings of neighbouring view words by the azimuth instead of switching."""
+    use_perp_neg: bool = False
+    """Lead each view away from looking like the front or the side; needs view words."""
     negative_prompt: str = ""
     """Text of the null rows that classifier-free guidance leads away from."""
     chunk_size: int = 0
@@ -47,6 +51,9 @@ class Config:
     def __post_init__(self) -> None:
         if self.chunk_size < 0:
             raise ValueError(f"prior.chunk_size: got {self.chunk_size}; 0 (no limit) or more")
+        for name in ("blend_view_words", "use_perp_neg"):
+            if getattr(self, name) and not self.use_view_words:
+                raise ValueError(f"prior.{name}: needs prior.use_view_words=true")
         if self.autocast and self.dtype != "float32":
             raise ValueError(f"prior.autocast: needs dtype float32, got {self.dtype}; drop one")
 
@@ -64,6 +71,7 @@ class UNetPrior:
         self._has_cameras = parts.card.camera_features > 0
         sample_size = int(parts.unet.config["sample_size"])
         self.schedule = parts.schedule
+        self.camera_dim = _cameras.NUM_FEATURES
         self.cameras: CameraDistribution | None = parts.card.cameras
         self.background: BackgroundDistribution | None = parts.card.background
         self.size_px = sample_size * parts.pixels_per_latent
@@ -112,18 +120,51 @@ class UNetPrior:
             num_scenes, num_views = cameras.azimuth_deg.shape
             if num_scenes != len(texts):
                 raise ValueError(f"got {len(texts)} texts and cameras of {num_scenes} scenes")
-        captions = [text for text in texts for _ in range(num_views)]
-        if self._config.use_view_words and cameras is not None:
-            words = _cameras.view_words(cameras, self._parts.card.overhead_deg)
-            captions = [f"{text}, {word} view" for text, word in zip(captions, words, strict=True)]
-        distinct = list(dict.fromkeys((self._config.negative_prompt, *captions)))
-        encoded = self._parts.text(distinct)
-        row = {text: index for index, text in enumerate(distinct)}
-        rows = torch.tensor([row[caption] for caption in captions], device=self._device)
-        features = self._camera_rows(cameras, len(captions))
+        features = self._camera_rows(cameras, len(texts) * num_views)
+        if cameras is not None and self._config.use_view_words:
+            found = self._view_condition(texts, cameras, features)
+        else:
+            encoded = self._parts.text([self._config.negative_prompt, *dict.fromkeys(texts)])
+            place = {text: index for index, text in enumerate(dict.fromkeys(texts), start=1)}
+            rows = torch.tensor([place[text] for text in texts for _ in range(num_views)])
+            positive, null = encoded[rows.to(self._device)], encoded[torch.zeros_like(rows)]
+            found = Condition(ConditionRows(positive, features), ConditionRows(null, features))
+        if cameras is None:
+            return found
+        return replace(found, cameras=_cameras.camera_features(cameras).to(self._device))
+
+    def _view_condition(
+        self, texts: Sequence[str], cameras: CameraBatch, features: Tensor | None
+    ) -> Condition:
+        """Captions that end in view words, each text encoded once for every class that occurs."""
+        config, parts = self._config, self._parts
+        overhead_deg = parts.card.overhead_deg
+        weights = _views.hard(cameras, parts.front_deg, overhead_deg)
+        if config.blend_view_words:
+            weights = _views.blended(cameras, overhead_deg)
+        used = {name for name, w in zip(_views.CLASSES, weights.T, strict=True) if w.any()}
+        used |= {*_views.NEGATIVES} if config.use_perp_neg else set()
+        classes = [name for name in _views.CLASSES if name in used]
+        captions = [f"{text}, {name} view" for text in dict.fromkeys(texts) for name in classes]
+        encoded = parts.text([config.negative_prompt, *captions])
+        place = {caption: index for index, caption in enumerate(captions, start=1)}
+        num_views = len(weights) // len(texts)
+
+        def rows(name: str) -> Tensor:
+            found = [place.get(f"{text}, {name} view", 0) for text in texts]
+            return torch.tensor(found, device=self._device).repeat_interleave(num_views)
+
+        by_class = torch.stack([rows(name) for name in _views.CLASSES], dim=1)  # [N, 4]
+        positive = encoded.mixed(by_class, weights.to(self._device))
+        null = encoded[torch.zeros_like(by_class[:, 0])]
+        if not config.use_perp_neg:
+            return Condition(ConditionRows(positive, features), ConditionRows(null, features))
+        negatives = [ConditionRows(encoded[rows(name)], features) for name in _views.NEGATIVES]
         return Condition(
-            positive=ConditionRows(encoded[rows], features),
-            null=ConditionRows(encoded[torch.zeros_like(rows)], features),
+            ConditionRows(positive, features),
+            ConditionRows(null, features),
+            tuple(negatives),
+            _views.negative_weights(cameras, overhead_deg).to(self._device),
         )
 
     def _camera_rows(self, cameras: CameraBatch | None, num_rows: int) -> Tensor | None:
@@ -138,6 +179,19 @@ class UNetPrior:
         x_t = x_t.float()
         alpha, sigma = self._alpha_sigma(t, x_t)
         return to_noise(self._parts.prediction, self._network(x_t, t, rows), x_t, alpha, sigma)
+
+    def lora_copy(self, rank: int, camera_dim: int) -> _lora.LoraCopy:
+        """On a second network with the same frozen weights; the additions are float32."""
+        takes_cameras = self._has_cameras and self._config.use_cameras
+        unet, trained = _lora.lora_unet(self._parts.unet, rank, camera_dim, takes_cameras)
+        twin = UNetPrior(replace(self._parts, unet=unet), self._config, self._device)
+
+        def network(x_t: Tensor, t: Tensor, rows: ConditionRows) -> Tensor:
+            if rows.cameras is None:
+                rows = replace(rows, cameras=x_t.new_zeros(len(x_t), camera_dim))
+            return twin._network(x_t.float(), t, rows)
+
+        return _lora.LoraCopy(network, self._parts.prediction, self.schedule, trained)
 
     def _alpha_sigma(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         return per_row(self.schedule.alpha(t), like), per_row(self.schedule.sigma(t), like)

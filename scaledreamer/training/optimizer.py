@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,8 @@ from torch.optim import Optimizer
 
 _ENTRIES = {"step", "exp_avg", "exp_avg_sq"}
 """What Adam keeps of one parameter."""
+_SCHEDULED = "is_scheduled"
+"""Key of the parameter group that the configured rate is for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,12 +59,18 @@ class OptimizerConfig:
             )
 
 
-def create_optimizer(module: nn.Module, config: OptimizerConfig) -> Optimizer:
-    """One parameter group with every parameter that wants a gradient, in registration order."""
-    parameters = [p for p in module.parameters() if p.requires_grad]
+def create_optimizer(
+    module: nn.Module, config: OptimizerConfig, own: Sequence[Mapping[str, Any]] = ()
+) -> Optimizer:
+    """One parameter group with every parameter that wants a gradient, in registration order.
+
+    `own` are groups of some of them with constant rates, which `set_learning_rate` leaves alone.
+    """
+    apart = {id(p) for group in own for p in group["params"]}
+    parameters = [p for p in module.parameters() if p.requires_grad and id(p) not in apart]
     kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
     return kind(
-        parameters,
+        [{"params": parameters, _SCHEDULED: True}, *(dict(group) for group in own)],
         lr=config.lr,
         betas=config.betas,
         eps=config.eps,
@@ -88,7 +96,8 @@ def learning_rate(config: OptimizerConfig, step: int, num_steps: int) -> float:
 
 def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        if group.get(_SCHEDULED, False):
+            group["lr"] = rate
 
 
 def state_tensors(optimizer: Optimizer, module: nn.Module) -> dict[str, Tensor]:

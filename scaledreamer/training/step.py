@@ -14,7 +14,7 @@ from scaledreamer.rendering.volume import render
 from scaledreamer.rng import StepRng
 from scaledreamer.training.optimizer import learning_rate, set_learning_rate
 from scaledreamer.training.regularizers import REGULARIZERS, regularizers
-from scaledreamer.training.setup import Run
+from scaledreamer.training.setup import Run, Trainable
 
 
 @dataclass(frozen=True)
@@ -44,13 +44,13 @@ def training_step(run: Run, batch: PromptBatch, step: int) -> dict[str, Tensor]:
 
     run.optimizer.zero_grad()
     run.accelerator.backward(loss)
-    norm = clip_gradient(run.trainable, config.optimizer.grad_clip_norm)
-    require_finite(losses, norm, run.trainable)
+    norms = clip_gradients(run.trainable, config.optimizer.grad_clip_norm)
+    require_finite(losses, torch.stack([*norms.values()]).sum(), run.trainable)
     run.optimizer.step()
     run.ema.update(run.generator, step)
     named = {f"loss/{name}": value for name, value in losses.items()}
     stats = {f"stat/{name}": value for name, value in forward.stats.items()}
-    shown = {"gradient_norm": norm, "opacity": views.opacity.mean(), "lr": torch.tensor(rate)}
+    shown = {**norms, "opacity": views.opacity.mean(), "lr": torch.tensor(rate)}
     return {name: v.detach() for name, v in {"loss": loss, **named, **stats, **shown}.items()}
 
 
@@ -121,6 +121,14 @@ def clip_gradient(module: nn.Module, max_norm: float | None) -> Tensor:
     """Scales the gradients down to `max_norm`; returns the norm they had."""
     limit = float("inf") if max_norm is None else max_norm
     return nn.utils.clip_grad_norm_(module.parameters(), limit)
+
+
+def clip_gradients(trainable: Trainable, max_norm: float | None) -> dict[str, Tensor]:
+    """Of the generator and of what the loss trains apart, so that neither shrinks the other's."""
+    norms = {"gradient_norm": clip_gradient(trainable.generator, max_norm)}
+    if trainable.distiller is not None:
+        norms["gradient_norm/distiller"] = clip_gradient(trainable.distiller, max_norm)
+    return norms
 
 
 def require_finite(losses: Mapping[str, Tensor], norm: Tensor, module: nn.Module) -> None:

@@ -69,6 +69,17 @@ def test_state_survives_a_file_bit_for_bit(name: str, tmp_path: Path) -> None:
     assert torch.equal(straight.bias, resumed.bias)
 
 
+def test_a_group_of_its_own_keeps_its_rate() -> None:
+    module = nn.ModuleDict({"main": nn.Linear(4, 2), "own": nn.Linear(2, 2)})
+    groups = [{"params": list(module["own"].parameters()), "lr": 0.5, "betas": (0.9, 0.99)}]
+    optimizer = create_optimizer(module, OptimizerConfig(lr=0.1), groups)
+    set_learning_rate(optimizer, 0.01)
+    main, own = optimizer.param_groups
+    assert (main["lr"], main["betas"]) == (0.01, (0.0, 0.99))
+    assert (own["lr"], own["betas"]) == (0.5, (0.9, 0.99))
+    assert [len(group["params"]) for group in (main, own)] == [2, 2]
+
+
 def test_state_of_another_module_is_refused() -> None:
     module, wide = nn.Linear(4, 2), nn.Linear(5, 2)
     optimizer = create_optimizer(module, OptimizerConfig())
