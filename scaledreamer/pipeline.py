@@ -8,7 +8,7 @@ result.save("mug.glb")
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from scaledreamer import config
 from scaledreamer.encoders import clip_text
+from scaledreamer.generators import triplane
 from scaledreamer.interfaces import CameraBatch, Field, TextEncoder, Views
 from scaledreamer.mesh.colour import colour
 from scaledreamer.mesh.export import save
@@ -39,9 +40,12 @@ from scaledreamer.storage import (
     verify_files,
     write_json,
 )
+from scaledreamer.toybox.world import language
+from scaledreamer.toybox.world.language import Reading
 
 EXPORTED = ("config.json", "ema.safetensors")
 """What an exported generator consists of, beside its manifest."""
+_SCENE_KEYS = ("format", "kind", "encoder", "rendering")
 _WEIGHTS = ("ema.safetensors", "model.safetensors")
 _RENDERING = RenderConfig(num_stratified=32, num_importance=24)
 
@@ -132,11 +136,15 @@ class GeneratorFolder:
             name: tensor.to(dtype) if tensor.is_floating_point() else tensor
             for name, tensor in load_tensors(self.weights).items()
         }
-        write_json(folder / "config.json", self.config)
-        save_tensors(folder / "ema.safetensors", weights)
-        hashes = {name: sha256_file(folder / name) for name in EXPORTED}
-        write_json(folder / "manifest.json", {"format": FORMAT, "files": hashes})
-        return sum(tensor.numel() for tensor in weights.values())
+        return _write_generator(folder, self.config, weights)
+
+
+def _write_generator(folder: Path, values: Mapping[str, Any], weights: Mapping[str, Tensor]) -> int:
+    write_json(folder / "config.json", values)
+    save_tensors(folder / "ema.safetensors", weights)
+    hashes = {name: sha256_file(folder / name) for name in EXPORTED}
+    write_json(folder / "manifest.json", {"format": FORMAT, "files": hashes})
+    return sum(tensor.numel() for tensor in weights.values())
 
 
 @dataclass(frozen=True)
@@ -151,8 +159,10 @@ class Result:
     """By stage: encode, generate, surface, colour."""
     counts: Mapping[str, int] = field(default_factory=dict)
     """vertices, faces, and the floaters dropped."""
-    unknown_words: Sequence[str] = ()
-    """Words that the encoder's vocabulary does not hold."""
+    caption: str = ""
+    """What the text encoder was given: the prompt, or ToyBox's words for it."""
+    unknown_words: Mapping[str, str | None] = field(default_factory=dict)
+    """Words that the encoder does not know, each with the nearest one it does, if any."""
 
     def save(self, path: Path | str) -> None:
         """Write the mesh as glb, obj, ply or stl, by the suffix."""
@@ -170,9 +180,11 @@ class TextTo3D:
         generator: nn.Module,
         device: torch.device | str = "cpu",
         beta: float = 0.02,
+        read: Callable[[str], Reading] | None = None,
     ) -> None:
+        """`read` puts prompts into the words that the encoder was trained on."""
         self.encoder, self.generator, self.device = encoder, generator, torch.device(device)
-        self.beta = beta
+        self.beta, self._read = beta, read
 
     @classmethod
     def from_pretrained(
@@ -182,9 +194,18 @@ class TextTo3D:
 
         Raises: ValueError when it is missing, corrupt, or made for another text encoder.
         """
-        found = GeneratorFolder.find(str(folder))
-        encoder = clip_text.load(found.config["encoder"].get("folder", "toybox:clip"), device)
-        return cls(encoder, found.load(encoder, device), device, found.beta)
+        return cls.from_folder(GeneratorFolder.find(str(folder)), device)
+
+    @classmethod
+    def from_folder(cls, found: GeneratorFolder, device: torch.device | str = "cpu") -> TextTo3D:
+        """Load a generator that was found before.
+
+        Raises: ValueError when it is corrupt, or made for another text encoder.
+        """
+        spec = found.config["encoder"].get("folder", "toybox:clip")
+        encoder = clip_text.load(spec, device)
+        read = language.read if spec.startswith("toybox:") else None
+        return cls(encoder, found.load(encoder, device), device, found.beta, read)
 
     @torch.no_grad()
     def __call__(self, prompts: str | Sequence[str], seed: int = 0) -> Field:
@@ -216,7 +237,8 @@ class TextTo3D:
     @torch.inference_mode()
     def _generate_one(self, text: str, surfaces: IsosurfaceConfig, seed: int) -> Result:
         watch = _Stopwatch(self.device)
-        unknown = self.encoder.unknown_words(text)
+        reading = self.reading(text)
+        caption, unknown = reading.caption, reading.unknown
         try:
             scene = self._field([text], seed, watch)
             with watch("surface"):
@@ -224,22 +246,29 @@ class TextTo3D:
             with watch("colour"):
                 (coloured,) = colour(scene, mesh, self.device)
         except ValueError as error:
-            return Result(text, None, str(error), watch.seconds, {}, unknown)
+            return Result(text, None, str(error), watch.seconds, {}, caption, unknown)
         counts = {
             "vertices": len(coloured.vertices),
             "faces": len(coloured.faces),
             "floaters_dropped": coloured.num_dropped,
         }
-        return Result(text, coloured, None, watch.seconds, counts, unknown)
+        return Result(text, coloured, None, watch.seconds, counts, caption, unknown)
 
     def _field(self, texts: Sequence[str], seed: int, watch: _Stopwatch) -> Field:
         for text in texts:
             if not normalise_text(text):
                 raise ValueError(f"prompt: got {text!r}; expected some words")
         with watch("encode"):
-            embedding = self.encoder(texts).to(self.device)
+            captions = [self.reading(text).caption for text in texts]
+            embedding = self.encoder(captions).to(self.device)
         with watch("generate"):
             return self.generator(embedding, self._latent(texts, seed))
+
+    def reading(self, text: str) -> Reading:
+        """How a prompt is understood: the caption that the encoder gets, and the unknown words."""
+        if self._read is not None:
+            return self._read(text)
+        return Reading(text, None, dict.fromkeys(self.encoder.unknown_words(text)))
 
     def _latent(self, texts: Sequence[str], seed: int) -> Tensor | None:
         """Noise for generators whose config has a `latent_dim`, keyed by prompt, not by place."""
@@ -248,6 +277,24 @@ class TextTo3D:
             return None
         keys = torch.tensor([int(prompt_id(text)[:15], 16) for text in texts])
         return StepRng(seed, 0, keys.to(self.device)).normal("generate/latent", width)
+
+
+def export_scene(
+    found: GeneratorFolder, prompt: str, folder: Path, dtype: torch.dtype, seed: int = 0
+) -> tuple[int, Reading]:
+    """Writes one prompt's field as a generator of its own, `triplane`, to refine or to ship.
+
+    In float32 it renders what the generator renders for the prompt, to the bit. `seed` is of the
+    latent, for generators that take one. Returns the number of weights and how the prompt was read.
+    Raises: ValueError for an empty prompt, or a field without a structure.
+    """
+    pipe = TextTo3D.from_folder(found)
+    scene = triplane.hold(pipe(prompt, seed))
+    kept = {key: found.config[key] for key in _SCENE_KEYS if key in found.config}
+    component = config.to_dict(config.Component("triplane", scene.config))
+    weights = {name: tensor.to(dtype) for name, tensor in scene.state_dict().items()}
+    values = {**kept, "prompt": normalise_text(prompt), "generator": component}
+    return _write_generator(folder, values, weights), pipe.reading(prompt)
 
 
 class _Stopwatch:

@@ -26,6 +26,7 @@ from scaledreamer.pipeline import GeneratorFolder, Result, TextTo3D
 from scaledreamer.rendering.raster import rasterise
 from scaledreamer.rendering.sheet import contact_sheet
 from scaledreamer.storage import atomic_write, file_stem, normalise_text, prompt_id
+from scaledreamer.toybox.world.language import explain
 
 _NUM_EXAMPLES = 12
 _PREVIEW_PX = 256
@@ -158,7 +159,8 @@ def _write(result: Result, folder: Path, options: argparse.Namespace) -> dict[st
         "preview": preview,
         "seconds": seconds,
         "counts": dict(result.counts),
-        "unknown_words": list(result.unknown_words),
+        "caption": result.caption,
+        "unknown_words": dict(result.unknown_words),
     }
 
 
@@ -175,8 +177,9 @@ def _comment(result: Result, console: Console) -> None:
     """Warnings and the prompt's error, on stderr."""
     lines = []
     if result.unknown_words:
-        words = ", ".join(map(repr, result.unknown_words))
-        lines.append(f"warning: {result.prompt!r}: unknown to the text encoder: {words}")
+        lines.append(f"warning: {result.prompt!r}: {explain(result.unknown_words)}")
+    if normalise_text(result.caption).lower() != result.prompt.lower():
+        lines.append(f"note: {result.prompt!r} was read as {result.caption!r}")
     if result.error is not None:
         lines.append(f"error: {result.prompt!r}: {' '.join(result.error.split())}")
     for line in lines:

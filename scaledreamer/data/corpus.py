@@ -13,12 +13,15 @@ from scaledreamer.toybox.world import grammar
 
 logger = logging.getLogger(__name__)
 
+_SINGLE = "prompt:"
+
 
 def load_prompts(spec: str) -> list[str]:
     """Distinct prompts of a corpus, in its own order, with whitespace and Unicode normalised.
 
     `spec` is one of
     - "toybox:train", "toybox:unseen_combination", "toybox:unseen_pairing";
+    - "prompt:TEXT": that one prompt, as "prompt:a red mug with a white handle";
     - a .txt file: one prompt a line; blank lines and lines that start with # are left out;
     - a .json file: a list of strings, or a mapping of names to such lists, then with the name
       behind a #: "prompts.json#train".
@@ -27,7 +30,9 @@ def load_prompts(spec: str) -> list[str]:
     Raises: ValueError for an unknown split, a missing or malformed file, or an empty corpus.
     """
     source, _, key = spec.partition("#")
-    if source.startswith("toybox:"):
+    if spec.startswith(_SINGLE):
+        texts = [_single(spec)]
+    elif source.startswith("toybox:"):
         texts = _read_toybox(source.removeprefix("toybox:"))
     elif source.endswith(".txt"):
         texts = prompt_lines(_read_text(Path(source)))
@@ -35,7 +40,8 @@ def load_prompts(spec: str) -> list[str]:
         texts = _read_json(Path(source), key)
     else:
         raise ValueError(
-            f"prompts: got {spec!r}; expected toybox:<split>, a .txt file or a .json file"
+            f"prompts: got {spec!r}; expected toybox:<split>, a .txt file, a .json file or "
+            "prompt:<text>"
         )
     return _distinct(texts, spec)
 
@@ -47,6 +53,13 @@ def prompt_lines(text: str) -> list[str]:
     """
     lines = map(normalise_text, text.removeprefix("\ufeff").splitlines())
     return [line for line in lines if line and not line.startswith("#")]
+
+
+def _single(spec: str) -> str:
+    text = normalise_text(spec.removeprefix(_SINGLE))
+    if not text:
+        raise ValueError(f"prompts: got {spec!r}; expected some words behind {_SINGLE}")
+    return text
 
 
 def _read_toybox(split: str) -> Sequence[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
 
 import torch
@@ -11,6 +12,16 @@ from torch.nn.functional import group_norm, interpolate, layer_norm, scaled_dot_
 
 _GROUP = 16
 _HEAD = 32
+
+
+def initial_scales(dims: tuple[int, ...], out_scale: float) -> list[float]:
+    """Deviation of each layer's first weights: He's for ReLU layers, then outputs of `out_scale`.
+
+    Source: He et al., "Delving deep into rectifiers", ICCV 2015, equation 10.
+    """
+    scales = [math.sqrt(2.0 / inputs) for inputs in dims[:-1]]
+    scales[-1] = out_scale / math.sqrt(dims[-2])
+    return scales
 
 
 def modulate(x: Tensor, scale_shift: Tensor) -> Tensor:

@@ -16,6 +16,9 @@ _CPU_ROWS = 8192
 """Rows a scene that are decoded at once on a CPU: activations that stay in the cache are 2.5 times
 as fast as those of a whole picture."""
 
+SKY_DIMS = (9, 32, 3)
+"""Layers of a background's decoder: from `harmonics` of a direction to a colour."""
+
 
 class TriplaneField:
     """A distance or density field with colour over B scenes; `Field` on a `TriplaneStructure`.
@@ -36,6 +39,11 @@ class TriplaneField:
     @property
     def structure(self) -> TriplaneStructure:
         return self._structure
+
+    @property
+    def background_decoder(self) -> MLPWeights | None:
+        """What `background` decodes, of `SKY_DIMS`; None when no background is learned."""
+        return self._background
 
     def geometry(self, points: Float[Tensor, "B N 3"]) -> Float[Tensor, "B N"]:
         if is_fused(self._structure):

@@ -10,11 +10,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from scaledreamer.generators._layers import TransformerBlock, UpBlock
-from scaledreamer.generators._triplane import TriplaneField
+from scaledreamer.generators._layers import TransformerBlock, UpBlock, initial_scales
+from scaledreamer.generators._triplane import SKY_DIMS, TriplaneField
 from scaledreamer.interfaces import MLPWeights, TextEmbedding, TriplaneStructure
 
-_HARMONICS = 9
 _CHANGE = 0.3
 """Size of what an untrained hypernetwork adds to the shared weights, as a share of theirs."""
 
@@ -85,8 +84,7 @@ class HyperDecoder(nn.Module):
     def __init__(self, dims: tuple[int, ...], style_dim: int, rank: int, out_scale: float) -> None:
         super().__init__()
         self.dims = tuple(pairwise(dims))
-        scales = [math.sqrt(2.0 / inputs) for inputs, _ in self.dims]
-        scales[-1] = out_scale / math.sqrt(dims[-2])
+        scales = initial_scales(dims, out_scale)
         self.weights = nn.ParameterList(
             torch.randn(inputs, outputs) * scale
             for (inputs, outputs), scale in zip(self.dims, scales, strict=True)
@@ -142,9 +140,7 @@ class HyperTriplane(nn.Module):
         self.sdf = HyperDecoder((features, *config.sdf_hidden, 1), style_dim, rank, 0.1)
         self.colour = HyperDecoder((features, *config.colour_hidden, 3), style_dim, rank, 0.3)
         self.sky = (
-            HyperDecoder((_HARMONICS, 32, 3), style_dim, rank, 0.3)
-            if config.background == "learned"
-            else None
+            HyperDecoder(SKY_DIMS, style_dim, rank, 0.3) if config.background == "learned" else None
         )
 
     def forward(self, text: TextEmbedding, latent: Tensor | None = None) -> TriplaneField:

@@ -65,7 +65,8 @@ class LogConfig:
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     prompts: str = "toybox:train"
-    """Corpus: toybox:<split>, a .txt file (one prompt a line) or a .json file (with #name)."""
+    """Corpus: toybox:<split>, a .txt file (one prompt a line), a .json file (with #name), or
+    prompt:<text> for one prompt."""
     output: str = "runs/amortized"
     """Run folder; relative to where the command is started."""
     seed: int = 0

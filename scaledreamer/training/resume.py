@@ -73,12 +73,14 @@ def restore(run: Run, loader: PromptLoader, folder: Path) -> int:
 def init_from(run: Run, spec: str) -> None:
     """Starts from the averaged generator weights of a run, a checkpoint or a generator folder.
 
-    Raises: ValueError when there are none, or ones of another encoder or generator.
+    Raises: ValueError when there are none, or ones of another encoder or other generator settings.
     """
     folder = checkpoint.find(resolve_folder(spec))
     if (folder / "manifest.json").is_file():
         verify_files(folder, ("config.json", "ema.safetensors"))
-    _check_encoder(run, read_json(folder / "config.json"), folder)
+    config = read_json(folder / "config.json")
+    _check_encoder(run, config, folder)
+    _check_generator(run, config, folder)
     tensors = load_tensors(folder / "ema.safetensors")
     _load_weights(run.generator, tensors, folder)
     _load_weights(run.ema.module, tensors, folder)
@@ -120,6 +122,18 @@ def _check_encoder(run: Run, config: Any, folder: Path) -> None:
             f"encoder: {folder} was trained with {trained_with}, {run.config.encoder} is "
             f"{run.encoder.encoder_id}; use the encoder it was trained with, or delete it, or "
             "start anew with another output"
+        )
+
+
+def _check_generator(run: Run, config: Any, folder: Path) -> None:
+    """Settings that no tensor's shape shows, as the sphere's radius, change what weights mean."""
+    theirs, ours = config.get("generator"), to_dict(run.config.generator)
+    if not isinstance(theirs, Mapping):
+        return
+    if other := [key for key in ours if key in theirs and theirs[key] != ours[key]]:
+        values = " ".join(f"generator.{key}={theirs[key]}".replace(" ", "") for key in other)
+        raise ValueError(
+            f"generator: {folder} was made with other settings; start from it with {values}"
         )
 
 

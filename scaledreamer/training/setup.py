@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from scaledreamer.config import Component, Constant, component_module
+from scaledreamer.data.corpus import load_prompts
 from scaledreamer.encoders import clip_text
 from scaledreamer.interfaces import Distiller, Field, Prior, TextEmbedding, TextEncoder
 from scaledreamer.kernels.cpu_memory import keep_freed_memory
@@ -22,7 +23,12 @@ from scaledreamer.training.optimizer import create_optimizer
 
 
 class Trainable(nn.Module):
-    """All that is trained, as the one module Accelerate sees: the generator, and the loss's own."""
+    """All that is trained, as the one module Accelerate sees: the generator, and the loss's own.
+
+    The forward pass is the generator's alone. A loss that trains is called without the wrapper: the
+    hooks that average gradients over processes sit on the parameters, and a second wrapped call in
+    a step would copy the generator's buffers between processes once more, in place.
+    """
 
     def __init__(self, generator: nn.Module, distiller: Distiller) -> None:
         super().__init__()
@@ -82,11 +88,19 @@ def create_generator(config: TrainConfig, encoder: TextEncoder) -> nn.Module:
             raise _unbuildable(error) from error
 
 
+def create_distiller(config: TrainConfig, prior: Prior) -> Distiller:
+    """What it trains, if anything, is drawn from the run's seed, equal on every process."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return create_component(DISTILLERS, config.distiller, prior)
+
+
 def check_generator(config: TrainConfig, generator: nn.Module, encoder: TextEncoder) -> None:
     """Asks an untrained generator for one field, before anything is written.
 
-    Raises: ValueError when that fails, or when background or losses do not suit the field.
+    Raises: ValueError when that fails, or when corpus, background or losses do not suit the field.
     """
+    _check_corpus(config, generator)
     device = next(generator.parameters()).device
     rng = StepRng(config.seed, 0, torch.zeros(1, dtype=torch.int64, device=device))
     width = getattr(config.generator.config, "latent_dim", 0)
@@ -117,6 +131,18 @@ def check_generator(config: TrainConfig, generator: nn.Module, encoder: TextEnco
         )
 
 
+def _check_corpus(config: TrainConfig, generator: nn.Module) -> None:
+    if not getattr(generator, "is_single_scene", False):
+        return
+    count = len(load_prompts(config.prompts))
+    if count > 1:
+        raise ValueError(
+            f"prompts: got {config.prompts}, which holds {count}; {config.generator.name} holds "
+            'one scene: give one prompt ("prompt:a red mug"), or choose generator.name='
+            "hyper_triplane"
+        )
+
+
 def _unbuildable(error: Exception) -> ValueError:
     reason = " ".join(str(error).split())[:200]
     return ValueError(f"generator: these settings do not work ({reason}); change its sizes")
@@ -130,10 +156,11 @@ def create_run(config: TrainConfig, accelerator: Accelerator) -> Run:
     encoder = clip_text.load(config.encoder, str(accelerator.device))
     prior = create_component(PRIORS, config.prior, accelerator.device)
     _warn_outside(config, prior)
-    distiller = create_component(DISTILLERS, config.distiller, prior)
+    distiller = create_distiller(config, prior)
     trainable = Trainable(create_generator(config, encoder), distiller).to(accelerator.device)
     check_generator(config, trainable.generator, encoder)
-    optimizer = create_optimizer(trainable, config.optimizer)
+    own = getattr(trainable.distiller, "parameter_groups", list)()
+    optimizer = create_optimizer(trainable, config.optimizer, own)
     model, wrapped = accelerator.prepare(trainable, optimizer)
     return Run(
         config=config,

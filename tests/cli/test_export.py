@@ -58,3 +58,12 @@ def test_exporting_a_run_onto_itself_keeps_it(tmp_path: Path):
     for output in (root.parent, root, step):
         assert export.main([str(root.parent), str(output)]) == 2
     assert (step / "ema.safetensors").is_file()
+
+
+def test_a_field_without_structure_has_no_scene_to_export(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    source, target = save_generator(tmp_path), tmp_path / "out"
+    assert export.main([str(source), str(target), "--prompt", "a red ball"]) == 2
+    assert "no structure" in capsys.readouterr().err
+    assert not target.exists()

@@ -79,7 +79,8 @@ def test_json_report(
     assert mug["error"] is None
     assert (empty["files"], empty["counts"]) == ({}, {})
     assert "surface is empty" in empty["error"]
-    assert zebra["unknown_words"] == ["zebra"]
+    assert zebra["unknown_words"] == {"zebra": None}
+    assert zebra["caption"] == "a zebra"
     warning, error = sorted(said.err.splitlines(), reverse=True)
     assert warning == "warning: 'a zebra': unknown to the text encoder: 'zebra'"
     assert error.startswith(f"error: '{EMPTY_PROMPT}': the surface is empty")

@@ -44,6 +44,14 @@ def test_json_lists_and_named_lists(tmp_path: Path) -> None:
     assert load_prompts(f"{tmp_path / 'named.json'}#val") == ["a blue ball"]
 
 
+def test_a_prompt_is_a_corpus_of_one() -> None:
+    assert load_prompts("prompt: a red  mug #2, toybox:train.txt ") == [
+        "a red mug #2, toybox:train.txt"
+    ]
+    with pytest.raises(ValueError, match="expected some words behind prompt:"):
+        load_prompts("prompt: ")
+
+
 @pytest.mark.parametrize(
     ("name", "content", "key", "message"),
     [
@@ -55,7 +63,7 @@ def test_json_lists_and_named_lists(tmp_path: Path) -> None:
         ("broken.json", '["a"', "", "is not JSON"),
         ("numbers.json", "[1, 2]", "", "list of strings"),
         ("latin.txt", b"caf\xe9\n", "", "not UTF-8"),
-        ("other.csv", "a\n", "", r"expected toybox:<split>, a \.txt"),
+        ("other.csv", "a\n", "", r"expected toybox:<split>, a \.txt .* or prompt:"),
     ],
 )
 def test_errors_name_the_file_and_the_remedy(
