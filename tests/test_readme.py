@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import re
+import runpy
 import shlex
 from pathlib import Path
 
@@ -16,11 +17,13 @@ from scaledreamer.training.config import TrainConfig
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+ONE_STEP = "examples/one_step_2d.py"
 PARSERS = {
     "generate.py": generate._parser,
     "train_amortized.py": train._parser,
     "evaluate": evaluate._parser,
     "export": export._parser,
+    ONE_STEP: runpy.run_path(str(ROOT / ONE_STEP))["create_parser"],
 }
 OTHERS = ("source", "tensorboard", "bash")
 
