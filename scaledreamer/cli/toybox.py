@@ -153,7 +153,8 @@ def _sample(options: argparse.Namespace) -> None:
             use_cameras=use_cameras,
             use_view_words=not use_cameras,
         )
-        groups.append(_sampler(unet.create(config, device), options)(captions, cameras, options.px))
+        images_of = _sampler(unet.create(config, device), options)
+        groups.append(protocol.rgb_of(images_of(captions, cameras, options.px)))
     names = [f"{text}: truth, prior with camera, prior with view words" for text in captions]
     _save(options.output, list(zip(names, _beside(groups, options.px), strict=True)))
 

@@ -14,6 +14,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
@@ -75,7 +76,7 @@ class Denoiser(nn.Module):
     ):
         super().__init__()
         self.unet, self._encoder = unet, encoder
-        self._network = torch.compile(unet.forward) if use_compile else unet.forward
+        self._network: Any = torch.compile(unet.forward) if use_compile else unet.forward
         self._alphas_cumprod = scheduler.alphas_cumprod
 
     def forward(
