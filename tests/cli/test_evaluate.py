@@ -10,20 +10,9 @@ import torch
 from PIL import Image
 
 from scaledreamer.cli import evaluate
-from tests.priors.folders import save_toybox
-from tests.toy_generator import save_generator
 
 PROMPTS = ("a red mug", "a blue box")
 STRIP_PX = 8 * 128 + 7 * 4
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """generator, clip (the judge too) and prior."""
-    root = tmp_path_factory.mktemp("shipped")
-    save_generator(root)
-    save_toybox(root / "prior")
-    return root
 
 
 @pytest.fixture

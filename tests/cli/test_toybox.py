@@ -9,17 +9,6 @@ from PIL import Image
 
 from scaledreamer.cli import toybox
 from scaledreamer.toybox.world import grammar
-from tests.priors.folders import save_toybox
-from tests.toy_generator import save_generator
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """generator, clip (the judge too) and prior."""
-    root = tmp_path_factory.mktemp("shipped")
-    save_generator(root)
-    save_toybox(root / "prior")
-    return root
 
 
 def test_ground_truth_is_drawn_from_the_named_sides(tmp_path: Path) -> None:
