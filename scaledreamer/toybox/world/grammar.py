@@ -171,14 +171,15 @@ def _all_scenes() -> Iterator[Scene]:
         yield from (Scene(Item(kind, first, hat=second)) for first, second in pairs)
         if _VOCABULARY["has_dressed_parts"]:
             yield from (Scene(Item(kind, a, b, hat=c)) for a, b, c in triples)
-    for kind, support in itertools.product(KIND_NAMES, SUPPORTS):
-        if support != kind:
-            for first, second in pairs:
-                yield Scene(Item(kind, first), "on top of", Item(support, second))
-    for (i, kind), (j, neighbour) in itertools.combinations(enumerate(KIND_NAMES), 2):
-        if (i + j) % _VOCABULARY["neighbour_stride"] == 0:
-            for first, second in pairs:
-                yield Scene(Item(kind, first), "next to", Item(neighbour, second))
+    for i, kind in enumerate(KIND_NAMES):
+        for support in SUPPORTS:
+            if support != kind:
+                for first, second in pairs:
+                    yield Scene(Item(kind, first), "on top of", Item(support, second))
+        for j in range(i + 1, len(KIND_NAMES)):
+            if (i + j) % _VOCABULARY["neighbour_stride"] == 0:
+                for first, second in pairs:
+                    yield Scene(Item(kind, first), "next to", Item(KIND_NAMES[j], second))
 
 
 @cache
@@ -266,19 +267,21 @@ def hard_swaps(prompt: str, count: int = 10) -> list[str]:
 
 
 def _one_word_off(scene: Scene, rng: random.Random) -> Scene:
-    """One colour or one kind (and its part's name) replaced; the scene itself if that fails."""
+    """One colour, or the kind of an object without named part and hat, drawn anew."""
     position = rng.randrange(len(scene.items))
     item = scene.items[position]
-    coloured = [slot for slot in ("colour", "accent", "hat") if getattr(item, slot) is not None]
-    slot = rng.choice(["kind", *coloured])
-    changed = replace(item, **{slot: rng.choice(KIND_NAMES if slot == "kind" else COLOURS)})
-    if len({getattr(changed, slot) for slot in coloured}) < len(coloured):
-        return scene
-    if changed.hat is not None and changed.kind not in WEARERS:
-        return scene
+    slots = [slot for slot in ("colour", "accent", "hat") if getattr(item, slot) is not None]
+    coloured = tuple(slots)
+    if slots == ["colour"]:
+        slots.append("kind")
+    slot = rng.choice(slots)
+    allowed = COLOURS
+    if slot == "kind":
+        allowed = SUPPORTS if position == 1 and scene.relation == "on top of" else KIND_NAMES
+    changed = replace(item, **{slot: rng.choice(allowed)})
+    if len({getattr(changed, one) for one in coloured}) < len(coloured):
+        return scene  # two slots of one colour: not a caption of ours
     if scene.other is None:
         return Scene(changed)
     first, second = (changed, scene.other) if position == 0 else (scene.item, changed)
-    if first.kind == second.kind or (scene.relation == "on top of" and second.kind not in SUPPORTS):
-        return scene
     return canonical(Scene(first, scene.relation, second))
