@@ -272,6 +272,8 @@ class Condition:
     """What each latent should not show, for perp-neg; N rows each."""
     negative_weights: Float[Tensor, "K N"] | None = None
     """Weight of each negative for each latent, at most 0; given where there are negatives."""
+    bad: ConditionRows | None = None
+    """What no image should be ("blurry, deformed"), where the prior is given such a text."""
     cameras: Float[Tensor, "N F"] | None = None
     """Features for a LoRA copy, given whenever cameras were, whatever the prior itself sees."""
 

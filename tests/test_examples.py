@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from scaledreamer.config import component_names
+
 ROOT = Path(__file__).parents[1]
 ONE_STEP = ROOT / "examples" / "one_step_2d.py"
 TINY = ["--steps", "2", "--batch-size", "2", "--width", "8", "--sample-steps", "2"]
 
 
-@pytest.mark.parametrize("loss", ["asd", "csd", "sds", "vsd"])
+@pytest.mark.parametrize("loss", component_names("scaledreamer.distillation"))
 def test_the_one_step_generator_trains_and_draws_its_sheet(
     loss: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -34,7 +34,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="TEXT",
         help="only this prompt's scene, as a triplane generator that training can refine",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of that scene's latent, if it has one")
+    parser.add_argument(
+        "--seed", type=int, help="of that scene's latent, if it has one (default 0)"
+    )
     parser.add_argument(
         "--dtype", choices=tuple(_DTYPES), help="default: float16, with --prompt float32"
     )
@@ -45,12 +47,14 @@ def _export(options: argparse.Namespace) -> int:
     prompts = options.prompt or []
     if len(prompts) > 1:
         raise ValueError(f"--prompt: got {len(prompts)}; a folder holds one scene, so give one")
+    if options.seed is not None and not prompts:
+        raise ValueError("--seed: only a scene has a latent; give --prompt too")
     found = GeneratorFolder.find(options.checkpoint)
     _check_output(options.output, found.path)
     dtype = _DTYPES[options.dtype or ("float32" if prompts else "float16")]
     with atomic_folder(options.output) as folder:
         if prompts:
-            count = _export_scene(found, prompts[0], folder, dtype, options.seed)
+            count = _export_scene(found, prompts[0], folder, dtype, options.seed or 0)
         else:
             count = found.export(folder, dtype)
         size_mb = (folder / "ema.safetensors").stat().st_size / 1e6

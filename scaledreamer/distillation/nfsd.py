@@ -13,9 +13,9 @@ from scaledreamer.rng import StepRng
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(_guidance.GuidedConfig):
-    """The default guidance scale is the paper's."""
-
+class Config(_guidance.NoisingConfig):
+    guidance_scale: float = 7.5
+    """Factor s of the classifier direction; the paper's."""
     t_clean: float = 0.2
     """Below this time the null prediction itself is the domain correction; the paper's 200/1000."""
 
@@ -25,12 +25,15 @@ class Config(_guidance.GuidedConfig):
             raise ValueError(f"distillation.t_clean: got {self.t_clean}; must lie in [0, 1]")
 
 
+_UNSCALED = _guidance.GuidedConfig()
+
+
 class NFSD:
-    """g = w(t) (s (eps(x_t, t, y) - eps(x_t, t, null)) + d(x_t, t)).
+    """g = w(t) (s (eps(x_t, t, y) - eps(x_t, t, null)) + d(x_t, t)), and what perp-neg adds.
 
     d leads into the domain of clean images: eps(x_t, t, null) below `t_clean`, and above it
-    eps(x_t, t, null) - eps(x_t, t, bad). `bad` is what `condition.negatives` name; without them the
-    second is 0, as for a prior whose null row is its negative prompt.
+    eps(x_t, t, null) - eps(x_t, t, bad). Without a bad text (`prior.bad_prompt`) the second is 0,
+    and what remains there is s times CSD.
     """
 
     def __init__(self, config: Config, prior: Prior) -> None:
@@ -40,12 +43,10 @@ class NFSD:
     def __call__(self, latents: Tensor, condition: Condition, step: int, rng: StepRng) -> Guidance:
         config, latents = self._config, _guidance.wide(latents)
         noised = _guidance.draw(config, "nfsd", self._prior.schedule, latents, step, rng)
-        plain = Condition(condition.positive, condition.null)
         x_t, t = noised.at(noised.t), noised.t
-        bad = [(x_t, t, rows) for rows in condition.negatives]
-        guided, negatives = _guidance.predict(self._prior, config, plain, x_t, t, *bad)
-        away = sum((guided.null - eps for eps in negatives), torch.zeros_like(guided.null))
-        away = away / max(1, len(negatives))
+        bad = [] if condition.bad is None else [(x_t, t, condition.bad)]
+        guided, beside = _guidance.predict(self._prior, _UNSCALED, condition, x_t, t, *bad)
+        away = guided.null - beside[0] if beside else torch.zeros_like(guided.null)
         is_clean = _guidance.per_row((t < config.t_clean).float(), latents)
         domain = torch.where(is_clean > 0, guided.null, away)
         direction = config.guidance_scale * guided.direction + domain

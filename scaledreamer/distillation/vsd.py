@@ -47,18 +47,19 @@ class Config(_guidance.GuidedConfig):
 class VSD(nn.Module):
     """g = w(t) (eps_guided(x_t, t, y) - eps_lora(x_t, t, y, camera)), equation 9.
 
-    eps_lora starts as the prior and learns what the renders look like: loss `lora` (equation 10) is
+    eps_lora starts as the prior and learns what the renders look like: loss `lora` is
     its denoising loss on detached renders, at a time of all (0, 1] and with noise of its own. It
     sees the positive text and the camera. Its additions are the only parameters and the only state.
     Several particles of a prompt are rows like others.
     """
 
     lora: LoraCopy
+    _prior: LoraPrior
 
     def __init__(self, config: Config, prior: LoraPrior) -> None:
         super().__init__()
         self._config = config
-        self._prior = prior
+        object.__setattr__(self, "_prior", prior)  # not a part, should it be a module
         self.lora = prior.lora_copy(config.rank, prior.camera_dim)
         assert isinstance(self.lora, nn.Module), "a LoRA copy is a module, so that it is trained"
 
@@ -84,7 +85,7 @@ class VSD(nn.Module):
         return Guidance({**guidance.losses, "lora": lora}, guidance.stats)
 
     def lora_loss(self, latents: Tensor, rows: ConditionRows, rng: StepRng) -> Tensor:
-        """Equation 10: mean over rows and elements, in the prior's own kind of prediction."""
+        """Mean over rows and elements, in the prior's own kind of prediction."""
         latents, count = latents.detach(), len(latents)
         t = 1 - uniform_rows(rng, "vsd/lora_t", count, self._config.t_per).to(latents.device)
         noise = normal_like(rng, "vsd/lora_noise", latents)

@@ -18,6 +18,7 @@ from scaledreamer.interfaces import (
     CameraBatch,
     Condition,
     ConditionRows,
+    TextEmbedding,
 )
 from scaledreamer.priors import _cameras, _lora, _views
 from scaledreamer.priors._folder import Parts, read_parts
@@ -43,6 +44,8 @@ class Config:
     """Lead each view away from looking like the front or the side; needs view words."""
     negative_prompt: str = ""
     """Text of the null rows that classifier-free guidance leads away from."""
+    bad_prompt: str = ""
+    """Text of what no image should be, which the nfsd loss leads away from; empty: none."""
     chunk_size: int = 0
     """Most rows the network takes at once, against memory; 0: all of them."""
     channels_last: bool = True
@@ -56,6 +59,10 @@ class Config:
                 raise ValueError(f"prior.{name}: needs prior.use_view_words=true")
         if self.autocast and self.dtype != "float32":
             raise ValueError(f"prior.autocast: needs dtype float32, got {self.dtype}; drop one")
+
+
+_NUM_FIXED = 2
+"""Texts that every condition encodes before its captions."""
 
 
 class UNetPrior:
@@ -124,11 +131,11 @@ class UNetPrior:
         if cameras is not None and self._config.use_view_words:
             found = self._view_condition(texts, cameras, features)
         else:
-            encoded = self._parts.text([self._config.negative_prompt, *dict.fromkeys(texts)])
-            place = {text: index for index, text in enumerate(dict.fromkeys(texts), start=1)}
+            distinct = list(dict.fromkeys(texts))
+            encoded = self._encode(distinct)
+            place = {text: index for index, text in enumerate(distinct, start=_NUM_FIXED)}
             rows = torch.tensor([place[text] for text in texts for _ in range(num_views)])
-            positive, null = encoded[rows.to(self._device)], encoded[torch.zeros_like(rows)]
-            found = Condition(ConditionRows(positive, features), ConditionRows(null, features))
+            found = self._rows(encoded, encoded[rows.to(self._device)], features)
         if cameras is None:
             return found
         return replace(found, cameras=_cameras.camera_features(cameras).to(self._device))
@@ -146,8 +153,8 @@ class UNetPrior:
         used |= {*_views.NEGATIVES} if config.use_perp_neg else set()
         classes = [name for name in _views.CLASSES if name in used]
         captions = [f"{text}, {name} view" for text in dict.fromkeys(texts) for name in classes]
-        encoded = parts.text([config.negative_prompt, *captions])
-        place = {caption: index for index, caption in enumerate(captions, start=1)}
+        encoded = self._encode(captions)
+        place = {caption: index for index, caption in enumerate(captions, start=_NUM_FIXED)}
         num_views = len(weights) // len(texts)
 
         def rows(name: str) -> Tensor:
@@ -156,16 +163,27 @@ class UNetPrior:
 
         by_class = torch.stack([rows(name) for name in _views.CLASSES], dim=1)  # [N, 4]
         positive = encoded.mixed(by_class, weights.to(self._device))
-        null = encoded[torch.zeros_like(by_class[:, 0])]
+        found = self._rows(encoded, positive, features)
         if not config.use_perp_neg:
-            return Condition(ConditionRows(positive, features), ConditionRows(null, features))
+            return found
         negatives = [ConditionRows(encoded[rows(name)], features) for name in _views.NEGATIVES]
-        return Condition(
-            ConditionRows(positive, features),
-            ConditionRows(null, features),
-            tuple(negatives),
-            _views.negative_weights(cameras, overhead_deg).to(self._device),
+        weights = _views.negative_weights(cameras, overhead_deg).to(self._device)
+        return replace(found, negatives=tuple(negatives), negative_weights=weights)
+
+    def _encode(self, captions: Sequence[str]) -> TextEmbedding:
+        """The null and the bad text, then the captions: together, so that they are equally long."""
+        fixed = (self._config.negative_prompt, self._config.bad_prompt)
+        return self._parts.text([*fixed, *captions])
+
+    def _rows(
+        self, encoded: TextEmbedding, positive: TextEmbedding, features: Tensor | None
+    ) -> Condition:
+        null, bad = (
+            ConditionRows(encoded[torch.full((len(positive),), row, device=self._device)], features)
+            for row in range(_NUM_FIXED)
         )
+        has_bad = bool(self._config.bad_prompt)
+        return Condition(ConditionRows(positive, features), null, bad=bad if has_bad else None)
 
     def _camera_rows(self, cameras: CameraBatch | None, num_rows: int) -> Tensor | None:
         if not self._has_cameras:
@@ -181,7 +199,15 @@ class UNetPrior:
         return to_noise(self._parts.prediction, self._network(x_t, t, rows), x_t, alpha, sigma)
 
     def lora_copy(self, rank: int, camera_dim: int) -> _lora.LoraCopy:
-        """On a second network with the same frozen weights; the additions are float32."""
+        """On a second network with the same frozen weights; the additions are float32.
+
+        Raises: ValueError for float16, in which the gradients of the additions vanish.
+        """
+        if self._config.dtype == "float16":
+            raise ValueError(
+                "prior.dtype: got float16, whose gradients are too small to train a LoRA copy; "
+                "take bfloat16 or float32"
+            )
         takes_cameras = self._has_cameras and self._config.use_cameras
         unet, trained = _lora.lora_unet(self._parts.unet, rank, camera_dim, takes_cameras)
         twin = UNetPrior(replace(self._parts, unet=unet), self._config, self._device)

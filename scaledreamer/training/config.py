@@ -140,7 +140,8 @@ class TrainConfig:
         """A distiller of a dotted name may have losses of any name, which the first step checks."""
         if "." in self.distiller.name:
             return
-        known = sorted({self.distiller.name, "lora", *REGULARIZERS})
+        own = {"lora"} if self.distiller.name == "vsd" else set[str]()
+        known = sorted({self.distiller.name, *own, *REGULARIZERS})
         for name in self.losses:
             if name not in known:
                 nearest = difflib.get_close_matches(name, known, n=1)

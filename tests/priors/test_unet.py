@@ -160,7 +160,7 @@ def test_rows_are_scene_major_and_every_text_is_encoded_once(
         lambda self, texts: asked.append(list(texts)) or encode(self, texts),
     )
     condition = prior.condition(["a red box", "a blue ball", "a red box"], ring(3, (0.0, 90.0)))
-    assert asked == [["a box", "a red box", "a blue ball"]]
+    assert asked == [["a box", "", "a red box", "a blue ball"]]
     expected = encode(prior._parts.text, ["a red box", "a blue ball", "a box"]).tokens
     order = torch.tensor([0, 0, 1, 1, 0, 0])
     torch.testing.assert_close(condition.positive.text.tokens, expected[order])
@@ -171,9 +171,9 @@ def test_rows_are_scene_major_and_every_text_is_encoded_once(
     words = _prior(toybox, use_view_words=True)
     words.condition(["a red box"], ring(1, (0.0, 100.0, 180.0, 300.0, -40.0, 400.0)))
     views = ["front", "side", "back"]
-    assert asked[-1] == ["", *(f"a red box, {view} view" for view in views)]
+    assert asked[-1] == ["", "", *(f"a red box, {view} view" for view in views)]
     words.condition(["a red box"], ring(1, (0.0, 100.0), elevation_deg=35.0))
-    assert asked[-1] == ["", "a red box, overhead view"]
+    assert asked[-1] == ["", "", "a red box, overhead view"]
 
 
 def test_padding_is_hidden_from_toybox_networks(toybox: Path) -> None:
@@ -305,3 +305,19 @@ def test_settings_that_contradict_are_errors(toybox: Path) -> None:
         unet.Config(chunk_size=-1)
     with pytest.raises(ValueError, match="1 texts and cameras of 2 scenes"):
         _prior(toybox).condition(["a red box"], CAMERAS)
+
+
+def test_a_bad_text_is_a_row_of_its_own(toybox: Path) -> None:
+    assert _prior(toybox).condition(["a red box"], CAMERAS[:1]).bad is None
+    for options in ({}, {"use_view_words": True}):
+        prior = _prior(toybox, bad_prompt="a blue ball", **options)
+        condition = prior.condition(["a red box"], CAMERAS[:1])
+        assert condition.bad is not None
+        alone = prior._parts.text(["a blue ball"]).tokens
+        tokens = condition.bad.text.tokens[:, : alone.shape[1]]
+        torch.testing.assert_close(tokens, alone.expand_as(tokens))
+
+
+def test_float16_trains_no_lora(toybox: Path) -> None:
+    with pytest.raises(ValueError, match=r"prior\.dtype: got float16"):
+        _prior(toybox, dtype="float16").lora_copy(4, 8)
