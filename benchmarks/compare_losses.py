@@ -12,8 +12,10 @@ the bootstrap", 1993, chapter 8.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -42,6 +44,7 @@ from scaledreamer.pipeline import TextTo3D
 from scaledreamer.priors import unet
 from scaledreamer.rng import StepRng
 from scaledreamer.storage import atomic_write, read_json, write_json
+from scaledreamer.toybox.world.grammar import EDITION, parse
 from scaledreamer.training import provenance
 
 ROOT = Path(__file__).parent.parent
@@ -106,7 +109,7 @@ class Job:
         return f"{self.regime}/{self.setting.name}/{self.seed}"
 
     def folder(self, root: Path) -> Path:
-        name = self.setting.name.replace(", ", "_").replace(" ", "_").strip("()")
+        name = re.sub(r"\W+", "_", self.setting.name)
         return root / self.regime / name / str(self.seed)
 
 
@@ -143,7 +146,15 @@ def benchmark(options: argparse.Namespace) -> int:
                 raise ValueError(f"--only: got {name!r}; the settings are {', '.join(names)}")
         chosen = [setting for setting in chosen if setting.name in options.only]
     prompts = load_prompts(options.prompts)
-    fixed = {"steps": options.steps, "prompts": prompts, "guidance_scale": options.guidance_scale}
+    for prompt in prompts:
+        parse(prompt)
+    fixed = {
+        "steps": options.steps,
+        "prompts": prompts,
+        "guidance_scale": options.guidance_scale,
+        "edition": EDITION,
+    }
+    options.output /= hashlib.sha256(json.dumps(fixed).encode()).hexdigest()[:8]
     report = _earlier(options.json, fixed)
     with writable_folder(options.output), Progress(console=Console(stderr=True)) as progress:
         todo = [job for job in jobs(chosen) if job.key not in report["runs"]]
@@ -193,23 +204,26 @@ def _one(job: Job, options: argparse.Namespace, report: dict[str, Any]) -> dict[
         *("log.use_tensorboard=false", f"log.image_every={steps}", f"checkpoints.every={steps}"),
     ]
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / "crash.json").unlink(missing_ok=True)
     start = time.perf_counter()
     with (folder / "log.txt").open("w") as log:
         process = subprocess.Popen(arguments, stdout=log, stderr=log, env=_environment())
         _, status, usage = os.wait4(process.pid, 0)
-    code = os.waitstatus_to_exitcode(status)
+    code = process.returncode = os.waitstatus_to_exitcode(status)
+    has_diverged = code == 1 and (folder / "crash.json").is_file()
     row: dict[str, Any] = {
         "weight": weight,
         "seconds_a_step": (time.perf_counter() - start) / steps,
         "peak_memory_mb": usage.ru_maxrss / 1024,
         "prior_evaluations": prior_evaluations(job.setting),
-        "diverged": code == 1,
+        "diverged": has_diverged,
     }
-    if code == 1:
+    if has_diverged:
         return row
     if code:
         raise ValueError(f"{job.key}: training ended with {code}; see {folder / 'log.txt'}")
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    row["seconds_a_step"] = 1 / fmean(record["steps_per_s"] for record in records[1:] or records)
     row["gradient_rms"] = fmean(record["stat/gradient_rms"] for record in records)
     return row | _judge(folder, load_prompts(options.prompts))
 

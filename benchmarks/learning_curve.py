@@ -58,6 +58,8 @@ def benchmark(options: argparse.Namespace) -> int:
     device = choose_device(options.device)
     scorer = clip_score.load(options.judge, device)
     settings = {
+        "run": str(options.run),
+        "edition": grammar.EDITION,
         "count": options.count,
         "seed": options.seed,
         "judge": sha256_file(resolve_folder(options.judge) / "model.safetensors"),

@@ -40,10 +40,10 @@ from scaledreamer.training import provenance
 PROMPTS = (
     "a red car with black wheels",
     "a yellow duck wearing a blue hat",
-    "a grey elephant with pink ears",
-    "a white windmill with brown blades",
+    "a brown chair with a red seat",
+    "a white boat with a red sail",
     "a green cactus on top of a purple box",
-    "a brown dog next to a red house",
+    "a red house next to a black cat",
 )
 AZIMUTHS_DEG = (0.0, 90.0, 180.0)
 SHOWN = 6

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -267,7 +267,9 @@ class TextTo3D:
     def reading(self, text: str) -> Reading:
         """How a prompt is understood: the caption that the encoder gets, and the unknown words."""
         if self._read is not None:
-            return self._read(text)
+            found = self._read(text)
+            unknown = dict.fromkeys(self.encoder.unknown_words(found.caption))
+            return replace(found, unknown={**unknown, **found.unknown})
         return Reading(text, None, dict.fromkeys(self.encoder.unknown_words(text)))
 
     def _latent(self, texts: Sequence[str], seed: int) -> Tensor | None:

@@ -27,8 +27,8 @@ from scaledreamer.pipeline import TextTo3D
 from scaledreamer.priors import unet
 from scaledreamer.rendering.sheet import contact_sheet
 from scaledreamer.storage import atomic_write, write_json
-from scaledreamer.toybox.world.grammar import SPLITS, describe
-from scaledreamer.toybox.world.language import scene_of
+from scaledreamer.toybox.world.grammar import SPLITS
+from scaledreamer.toybox.world.language import caption_of
 
 _SHEET_ROWS = 12
 _SHEET_PX = 128
@@ -102,7 +102,7 @@ def _draw(corpus: str, count: int, seed: int) -> list[str]:
     """Captions of a corpus, drawn at random. Raises: ValueError for one that has no scene."""
     prompts = load_prompts(corpus)
     drawn = random.Random(seed).sample(prompts, min(count, len(prompts)))
-    return list(dict.fromkeys(describe(scene_of(prompt)) for prompt in drawn))
+    return list(dict.fromkeys(map(caption_of, drawn)))
 
 
 def _images_of(options: argparse.Namespace, device: str) -> protocol.ImagesOf:
@@ -148,7 +148,7 @@ def _print_tables(results: dict[str, dict[str, Any]], use_kinds: bool) -> None:
 
 
 def _table(corner: str, rows: dict[str, dict[str, float]]) -> Table:
-    columns = list(next(iter(rows.values())))
+    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
     table = Table(corner, *columns)
     for name, row in rows.items():
         table.add_row(name, *(f"{row[column]:.3f}" if column in row else "" for column in columns))

@@ -97,7 +97,7 @@ def _captions(options: argparse.Namespace) -> list[str]:
         texts = prompt_lines(options.prompts.read_text("utf-8"))
     if not texts:
         raise ValueError(f"--prompts {options.prompts}: holds no prompts; write one per line")
-    return list(dict.fromkeys(grammar.describe(language.scene_of(text)) for text in texts))
+    return list(dict.fromkeys(map(language.caption_of, texts)))
 
 
 def _cameras(options: argparse.Namespace, count: int) -> CameraBatch:

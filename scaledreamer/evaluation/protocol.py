@@ -95,8 +95,8 @@ class Scores:
         """Means over the prompts that name a kind, worst R@1 first."""
         rows: dict[str, list[int]] = {}
         for index, prompt in enumerate(self.prompts):
-            for item in grammar.parse(prompt).items:
-                rows.setdefault(item.kind, []).append(index)
+            for kind in {item.kind for item in grammar.parse(prompt).items}:
+                rows.setdefault(kind, []).append(index)
         columns = {
             "recall_at_1": self.judgement.recall_at_1,
             "ceiling_recall_at_1": self.ceiling.recall_at_1,

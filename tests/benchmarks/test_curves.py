@@ -10,7 +10,9 @@ import torch
 from PIL import Image
 
 from benchmarks import compare_losses, learning_curve, prior_regimes
+from scaledreamer.data.corpus import load_prompts
 from scaledreamer.storage import write_json
+from scaledreamer.toybox.world import grammar
 
 
 def test_diversity_is_zero_for_equal_samples_and_grows_with_their_distance():
@@ -101,6 +103,11 @@ def test_every_run_has_a_folder_of_its_own_and_a_loss_that_exists(tmp_path: Path
 )
 def test_prior_evaluations_are_counted(loss: str, rows: float):
     assert compare_losses.prior_evaluations(compare_losses.Setting("x", loss)) == rows
+
+
+def test_the_prompts_are_known_to_every_edition():
+    for prompt in (*prior_regimes.PROMPTS, *load_prompts(str(compare_losses.PROMPTS))):
+        assert grammar.describe(grammar.parse(prompt)) == prompt
 
 
 def test_matching_needs_the_other_runs():

@@ -13,7 +13,7 @@ from scaledreamer.toybox.world import grammar
 
 def test_ground_truth_is_drawn_from_the_named_sides(tmp_path: Path) -> None:
     path = tmp_path / "truth.png"
-    words = ("--prompt", "a crimson crate with a blue lid", "--azimuths", "0", "90", "--px", "32")
+    words = ("--prompt", "a red box with a blue lid", "--azimuths", "0", "90", "--px", "32")
     assert toybox.main(["render", *words, "--output", str(path)]) == 0
     image = np.asarray(Image.open(path)).astype(int)
     assert image.shape[1] == 2 * 32 + 4

@@ -30,6 +30,15 @@ READINGS = {
     ),
     "a pink airplane from behind": "a pink airplane, back view",
     "a crimson-coloured tortoise": "a red turtle",
+    "a duck with red wings and a blue hat on top of a purple box": (
+        "a yellow duck with red wings wearing a blue hat on top of a purple box"
+    ),
+    "a red cat with white paws and a black hat next to a red house": (
+        "a red house next to a red cat with white paws wearing a black hat"
+    ),
+    "a red cat without a hat": "a red cat",
+    "a red cat with no blue hat on a yellow box": "a red cat on top of a yellow box",
+    "a light blue car": "a blue car",
 }
 
 
@@ -56,6 +65,12 @@ def test_captions_stay_as_they_are():
             assert language.scene_of(prompt) == grammar.parse(prompt)
 
 
+def test_another_wording_is_told():
+    assert language.caption_of("a red mug") == "a red mug"
+    with pytest.warns(UserWarning, match="'a crimson cup' was read as 'a red mug'"):
+        assert language.caption_of("a crimson cup") == "a red mug"
+
+
 def test_every_synonym_means_its_word_and_nothing_else():
     forms = [form for forms in language.SYNONYMS.values() for form in forms]
     assert len(set(forms)) == len(forms)
@@ -78,6 +93,7 @@ def test_a_kind_without_a_colour_takes_its_natural_one():
 
 def test_unknown_words_are_named_with_suggestions():
     reading = language.read("a red mugg on top of a wizard")
+    assert reading.caption == "a red mugg on top of a wizard"
     assert dict(reading.unknown) == {"mugg": "mug", "wizard": None}
     assert reading.scene is None
     with pytest.raises(ValueError, match=r"'mugg' \(did you mean 'mug'\?\)"):
@@ -90,7 +106,10 @@ def test_unknown_words_are_named_with_suggestions():
         ("a red cat on top of a blue tree", "unknown support 'tree'"),
         ("a red mug with a white roof", "a mug has no 'roof'; its named part is 'handle'"),
         ("a red mug and a blue box and a cat", "more than two objects"),
-        ("red", "got no object"),
+        ("red", "belongs to nothing"),
+        ("a red and white cat", "two colours, red and white"),
+        ("a red blue cat", "two colours, red and blue"),
+        ("a red cat with blue", "the colour blue belongs to nothing"),
         ("", "got no object"),
     ],
 )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -31,7 +32,9 @@ NATURAL_COLOURS: dict[str, str] = {
 }
 """What a kind is painted in when no colour is named."""
 _FILLERS = frozenset(_TABLE["fillers"])
+_DENIALS = ("without", "no", "not")
 _JOINTS = (*grammar.RELATIONS, "under")
+_KINDS = frozenset(grammar.KIND_NAMES)
 _NAMES = frozenset((*grammar.KIND_NAMES, *grammar.PARTS.values(), "hat"))
 
 
@@ -40,7 +43,7 @@ class Reading:
     """How a text was understood."""
 
     caption: str
-    """ToyBox's own words as far as they were found; the text itself where nothing was."""
+    """In ToyBox's own words; the text itself where no objects were made out."""
     scene: Scene | None
     """None when it is no scene of ToyBox; `problem` says why."""
     unknown: Mapping[str, str | None]
@@ -67,8 +70,7 @@ def read(text: str) -> Reading:
     try:
         caption = grammar.describe(_scene(kept, assumed))
     except ValueError as error:
-        loose = " ".join(kept) if kept else plain
-        return Reading(loose + ending, None, unknown, problem=f"{text!r}: {error}")
+        return Reading(normalise_text(text), None, unknown, problem=f"{text!r}: {error}")
     scene, problem = None, ""
     try:
         scene = grammar.parse(caption)
@@ -88,6 +90,14 @@ def scene_of(text: str) -> Scene:
     if reading.scene is None:
         raise ValueError(reading.problem)
     return reading.scene
+
+
+def caption_of(text: str) -> str:
+    """The caption that `scene_of` finds; warns where it is not the text. Raises as that does."""
+    caption = grammar.describe(scene_of(text))
+    if caption != normalise_text(text).lower():
+        warnings.warn(f"{text!r} was read as {caption!r}", stacklevel=2)
+    return caption
 
 
 def explain(unknown: Mapping[str, str | None]) -> str:
@@ -125,12 +135,27 @@ def _words(text: str) -> list[str]:
     pattern, meaning = _phrases()
     marked = pattern.sub(lambda match: meaning[match[1]].replace(" ", "_"), text)
     words = [_colour(word.replace("_", " ")) for word in re.findall(r"[\w'-]+", marked)]
-    return [word for word in words if word not in _FILLERS]
+    return _without_denied([word for word in words if word not in _FILLERS])
+
+
+def _without_denied(words: Sequence[str]) -> list[str]:
+    """Drops "without a red hat" and "no hat", up to the noun."""
+    kept, is_denied = [], False
+    for word in words:
+        if word in _DENIALS:
+            is_denied = True
+            kept = kept[:-1] if kept and kept[-1] == "with" else kept
+        elif not is_denied:
+            kept.append(word)
+        elif word in _NAMES:
+            is_denied = False
+    return kept
 
 
 def _colour(word: str) -> str:
     """ "red" for "reddish" and "red-coloured"; other words as they are."""
-    for stem in (word.removesuffix("ish"), word.removesuffix("dish"), word.split("-")[0]):
+    ends = ("ish", "dish", "-coloured", "-colored")
+    for stem in (word.removesuffix(end) for end in ends):
         if stem in grammar.COLOURS:
             return stem
     return word
@@ -149,8 +174,13 @@ def _nearest(word: str) -> str | None:
 
 def _scene(words: Sequence[str], assumed: list[str]) -> Scene:
     places = [index for index, word in enumerate(words) if word in _JOINTS]
-    if len(places) == 1 and not set(words[places[0] :]) & set(grammar.KIND_NAMES):
-        places = []  # "... and a white hat"
+    ends = [*places[1:], len(words)]
+    places = [
+        place
+        for place, end in zip(places, ends, strict=False)
+        if words[place] != "next to"  # "and a white hat", "red and white" join no objects
+        or (_KINDS & set(words[:place]) and _KINDS & set(words[place:end]))
+    ]
     if not places:
         return Scene(_item(words, assumed))
     if len(places) > 1:
@@ -170,6 +200,8 @@ def _coloured_nouns(words: Sequence[str]) -> list[tuple[str, str | None]]:
         if word in grammar.COLOURS:
             if is_open and nouns[-1][1] is None and following not in _NAMES:
                 nouns[-1] = (nouns[-1][0], word)
+            elif colour is not None:
+                raise ValueError(f"got two colours, {colour} and {word}, for one thing; name one")
             else:
                 colour = word
         elif word in _NAMES:
@@ -177,6 +209,8 @@ def _coloured_nouns(words: Sequence[str]) -> list[tuple[str, str | None]]:
             colour, is_open = None, True
         else:
             is_open = False
+    if colour is not None:
+        raise ValueError(f"the colour {colour} belongs to nothing; write it before its noun")
     return nouns
 
 
