@@ -24,6 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+from threading import Lock
 from typing import Any
 
 import matplotlib.figure
@@ -54,6 +55,8 @@ REGIMES = {
     "broad": ("prior.use_cameras=false", "prior.use_view_words=true"),
 }
 SCORES = ("recall_at_1", "similarity", "silhouette_iou", "colour_error")
+_LOADING = Lock()
+"""transformers loads one model at a time."""
 DRAWN = {"recall_at_1": "judge R@1", "silhouette_iou": "silhouette IoU"}
 
 
@@ -208,16 +211,17 @@ def _one(job: Job, options: argparse.Namespace, report: dict[str, Any]) -> dict[
     start = time.perf_counter()
     with (folder / "log.txt").open("w") as log:
         process = subprocess.Popen(arguments, stdout=log, stderr=log, env=_environment())
-        _, status, usage = os.wait4(process.pid, 0)
-    code = process.returncode = os.waitstatus_to_exitcode(status)
+        peak_mb = _watch(process)
+    code = process.returncode
     has_diverged = code == 1 and (folder / "crash.json").is_file()
     row: dict[str, Any] = {
         "weight": weight,
         "seconds_a_step": (time.perf_counter() - start) / steps,
-        "peak_memory_mb": usage.ru_maxrss / 1024,
-        "prior_evaluations": prior_evaluations(job.setting),
+        "peak_memory_mb": peak_mb,
         "diverged": has_diverged,
     }
+    with _LOADING:
+        row["prior_evaluations"] = prior_evaluations(job.setting)
     if has_diverged:
         return row
     if code:
@@ -225,7 +229,19 @@ def _one(job: Job, options: argparse.Namespace, report: dict[str, Any]) -> dict[
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     row["seconds_a_step"] = 1 / fmean(record["steps_per_s"] for record in records[1:] or records)
     row["gradient_rms"] = fmean(record["stat/gradient_rms"] for record in records)
-    return row | _judge(folder, load_prompts(options.prompts))
+    with _LOADING:
+        return row | _judge(folder, load_prompts(options.prompts))
+
+
+def _watch(process: subprocess.Popen[bytes]) -> float:
+    """Waits for its end; returns the most memory it held, MB."""
+    peak_mb, path = 0.0, Path(f"/proc/{process.pid}/status")
+    while process.poll() is None:
+        if path.exists():  # Linux only
+            found = re.search(r"VmHWM:\s+(\d+) kB", path.read_text())
+            peak_mb = float(found[1]) / 1024 if found else peak_mb
+        time.sleep(0.5)
+    return peak_mb
 
 
 def _window(start: float, end: float, steps: int) -> str:
