@@ -164,7 +164,7 @@ def test_shipped_configs_load_and_name_every_choice(
         ({"beta": Linear(0.1, -0.1, 0, 10)}, "beta: got -0.1"),
         ({"beta": Linear(float("nan"), 0.1, 0, 10)}, "beta: got nan"),
         ({"losses": {"eikonall": Constant(1.0)}}, "losses.eikonall: .* did you mean 'eikonal'"),
-        ({"losses": {"zzz": Constant(1.0)}}, "known: asd, eikonal, lora, opacity, sparsity"),
+        ({"losses": {"zzz": Constant(1.0)}}, "known: asd, eikonal, opacity, sparsity"),
     ],
 )
 def test_bad_counts_are_named(fields: dict[str, Any], message: str) -> None:
