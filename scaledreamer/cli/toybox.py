@@ -117,7 +117,7 @@ def _save(path: Path, rows: Sequence[tuple[str, Tensor]], columns: int = 1) -> N
 def _render(options: argparse.Namespace) -> None:
     if options.kinds:
         captions = catalogue_captions()
-        options.azimuths, columns = [35.0, 215.0], 6
+        options.azimuths, columns = [-35.0, 145.0], 6
     else:
         captions, columns = _captions(options), 1
     views = protocol.ground_truth_views(captions, _cameras(options, len(captions)), options.px)
