@@ -23,19 +23,19 @@ from scaledreamer.toybox.world.grammar import Item, Scene
 _TABLE = json.loads(
     resources.files("scaledreamer.toybox.world").joinpath("synonyms.json").read_text()
 )
-_KNOWN = frozenset((*grammar.COLOURS, *grammar.KIND_NAMES, *grammar.PARTS.values(), "hat"))
-SYNONYMS: dict[str, list[str]] = {w: f for w, f in _TABLE["words"].items() if w in _KNOWN}
+_KINDS = frozenset(grammar.KIND_NAMES)
+_NAMES = _KINDS | {*grammar.PARTS.values(), "hat"}
+_WORDS = _NAMES | {*grammar.COLOURS}
+SYNONYMS: dict[str, list[str]] = {w: f for w, f in _TABLE["words"].items() if w in _WORDS}
 NATURAL_COLOURS: dict[str, str] = {
     kind: colour if colour in grammar.COLOURS else "white"
     for kind, colour in _TABLE["natural_colours"].items()
-    if kind in _KNOWN
+    if kind in _KINDS
 }
 """What a kind is painted in when no colour is named."""
 _FILLERS = frozenset(_TABLE["fillers"])
 _DENIALS = ("without", "no", "not")
 _JOINTS = (*grammar.RELATIONS, "under")
-_KINDS = frozenset(grammar.KIND_NAMES)
-_NAMES = frozenset((*grammar.KIND_NAMES, *grammar.PARTS.values(), "hat"))
 
 
 @dataclass(frozen=True)
@@ -162,12 +162,12 @@ def _colour(word: str) -> str:
 
 
 def _is_known(word: str) -> bool:
-    return word in _NAMES or word in grammar.COLOURS or word in (*_JOINTS, "with", "wearing")
+    return word in _WORDS or word in (*_JOINTS, "with", "wearing")
 
 
 def _nearest(word: str) -> str | None:
     _, meaning = _phrases()
-    known = [*grammar.COLOURS, *_NAMES, *(form for form in meaning if " " not in form)]
+    known = [*sorted(_WORDS), *(form for form in meaning if " " not in form)]
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.75)
     return near[0] if near else None
 
