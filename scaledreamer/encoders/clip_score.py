@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from transformers import CLIPModel
 
 from scaledreamer.encoders import clip_text
-from scaledreamer.storage import read_json, resolve_folder
+from scaledreamer.encoders._pretrained import load_pretrained, locate
+from scaledreamer.storage import read_json
 
 # Source: openai/CLIP; transformers calls them OPENAI_CLIP_MEAN and OPENAI_CLIP_STD.
 _MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -73,10 +74,10 @@ def load(folder: str, device: torch.device | str = "cpu") -> ClipScorer:
     Mean and deviation come from `preprocessor_config.json` where there is one.
     Raises: ValueError naming what is missing or broken.
     """
-    root = resolve_folder(folder)
+    root = locate(folder, "judge")
     preprocessor = root / "preprocessor_config.json"
     values = read_json(preprocessor) if preprocessor.is_file() else {}
-    model = clip_text.load_pretrained(CLIPModel, root, "model", dtype=torch.float32).to(device)
+    model = load_pretrained(CLIPModel, root, "model", device=device)
     tokenizer = root / "tokenizer" if (root / "tokenizer").is_dir() else root
     return ClipScorer(
         model,

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
-    AutoTokenizer,
     CLIPModel,
     CLIPTextModel,
     CLIPTextModelWithProjection,
     PreTrainedTokenizerFast,
 )
-from transformers.utils import logging as transformers_logging
 
+from scaledreamer.encoders._pretrained import (
+    content_hash,
+    load_pretrained,
+    load_tokenizer,
+    locate,
+)
 from scaledreamer.interfaces import TextEmbedding
-from scaledreamer.storage import read_json, resolve_folder, sha256_file
+from scaledreamer.storage import read_json
 
 _MODELS = {"CLIPModel": CLIPModel, "CLIPTextModelWithProjection": CLIPTextModelWithProjection}
 _NUM_WARNINGS = 100
@@ -32,9 +33,10 @@ _NUM_WARNINGS = 100
 class ClipTextEncoder:
     """tokens = last hidden states after the final norm; pooled = the projected end token.
 
-    Without a projection, pooled is the end token's state. The tower sees no padding mask: it is
-    causal, so padding never reaches a real token, and Stable Diffusion's padding states come out as
-    its UNet saw them.
+    With `use_penultimate`, tokens are the states before the last layer, without the norm, as
+    Stable Diffusion XL and 3 take them. Without a projection, pooled is the end token's state. The
+    tower sees no padding mask: it is causal, so padding never reaches a real token, and Stable
+    Diffusion's padding states come out as its UNet saw them.
     """
 
     def __init__(
@@ -43,7 +45,9 @@ class ClipTextEncoder:
         projection: nn.Linear | None,
         tokenizer: PreTrainedTokenizerFast,
         encoder_id: str,
+        use_penultimate: bool = False,
     ) -> None:
+        self._use_penultimate = use_penultimate
         self._model = model.eval().requires_grad_(False)
         self._projection = projection
         if projection is not None:
@@ -102,12 +106,14 @@ class ClipTextEncoder:
         device = self._model.embeddings.token_embedding.weight.device
         ids, mask = self._padded_ids(texts)
         with torch.autocast(device.type, enabled=False):
-            states = self._model(input_ids=ids.to(device))
+            states = self._model(
+                input_ids=ids.to(device), output_hidden_states=self._use_penultimate
+            )
             pooled = states.pooler_output
             if self._projection is not None:
                 pooled = self._projection(pooled)
         return TextEmbedding(
-            tokens=states.last_hidden_state,
+            tokens=states.hidden_states[-2] if self._use_penultimate else states.last_hidden_state,
             mask=mask.to(device),
             pooled=pooled,
             encoder_id=self.encoder_id,
@@ -123,90 +129,41 @@ class ClipTextEncoder:
         return list(dict.fromkeys(text[low:high] for id, (low, high) in spans if id == unknown))
 
 
-def weight_files(folder: Path, stem: str) -> tuple[list[Path], str | None]:
-    """The safetensors files of a model, and their variant: full precision, or else "fp16".
-
-    Raises: ValueError when there are none.
-    """
-    for variant in (None, "fp16"):
-        name = stem if variant is None else f"{stem}.{variant}"
-        if files := sorted([*folder.glob(f"{name}.safetensors"), *folder.glob(f"{name}-*-of-*")]):
-            return files, variant
-    raise ValueError(f"{folder / stem}.safetensors: missing; weights load from safetensors only")
-
-
-def content_hash(files: Sequence[Path]) -> str:
-    """First 12 hex digits of the sha256 of one file, or of the list of several files' sha256."""
-    if len(files) == 1:
-        return sha256_file(files[0])[:12]
-    return hashlib.sha256("".join(map(sha256_file, files)).encode()).hexdigest()[:12]
-
-
-@contextmanager
-def _without_progress_bar() -> Iterator[None]:
-    """transformers draws one for every model it loads, into a user's terminal."""
-    was_enabled = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            transformers_logging.enable_progress_bar()
-
-
-def load_pretrained(model_class: Any, folder: Path, stem: str, **options: Any) -> Any:
-    """A frozen model in float32 (or as `options` say), with every weight found in its file.
-
-    Raises: ValueError naming the folder when the file is missing, broken or incomplete.
-    """
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder / 'config.json'}: missing")
-    _, variant = weight_files(folder, stem)
-    try:
-        with _without_progress_bar():
-            model, info = model_class.from_pretrained(
-                folder,
-                variant=variant,
-                use_safetensors=True,
-                local_files_only=True,
-                output_loading_info=True,
-                **options,
-            )
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{folder}: cannot load {model_class.__name__}: {reason}") from error
-    if missing := sorted(info["missing_keys"]):
-        raise ValueError(f"{folder}: {len(missing)} weights are missing, such as {missing[0]}")
-    return model.eval().requires_grad_(False)
-
-
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    if not (folder / "tokenizer_config.json").is_file():
-        raise ValueError(f"{folder / 'tokenizer_config.json'}: missing; a tokenizer is needed")
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-
-
-def wrap(model: Any, folder: Path, tokenizer_folder: Path) -> ClipTextEncoder:
+def wrap(
+    model: Any, folder: Path, tokenizer_folder: Path, use_penultimate: bool = False
+) -> ClipTextEncoder:
     """The text side of a loaded CLIPModel, CLIPTextModelWithProjection or CLIPTextModel."""
-    files, _ = weight_files(folder, "model")
+    device = next(model.parameters()).device
     return ClipTextEncoder(
         getattr(model, "text_model", model),
         getattr(model, "text_projection", None),
         load_tokenizer(tokenizer_folder),
-        f"clip-text:{content_hash(files)}",
+        f"clip-text:{content_hash(folder, 'model', device)}",
+        use_penultimate,
     )
 
 
 def load(folder: str, device: torch.device | str = "cpu") -> ClipTextEncoder:
     """The text tower of a CLIP folder (weights and tokenizer at its top) or of a pipeline folder.
 
-    A pipeline folder holds `text_encoder/` and `tokenizer/`. The id depends on the bytes of the
-    weight file alone, so copies of one tower are interchangeable.
+    A pipeline folder holds `text_encoder/` and `tokenizer/`; a hub id is read from the cache or
+    downloaded. The id depends on the bytes of the weight file alone, so copies of one tower are
+    interchangeable.
     Raises: ValueError naming what is missing or broken.
     """
-    root = resolve_folder(folder)
+    root = locate(folder, "encoder")
     weights = root if (root / "config.json").is_file() else root / "text_encoder"
     tokenizer = root / "tokenizer" if (root / "tokenizer").is_dir() else root
+    return load_part(weights, tokenizer, device)
+
+
+def load_part(
+    weights: Path,
+    tokenizer: Path,
+    device: torch.device | str = "cpu",
+    use_penultimate: bool = False,
+) -> ClipTextEncoder:
+    """One tower of a pipeline that may have several, from its two folders; float32."""
     config_path = weights / "config.json"
     if not config_path.is_file():
         raise ValueError(f"{config_path}: missing; name a CLIP folder or a diffusers pipeline")
@@ -215,5 +172,5 @@ def load(folder: str, device: torch.device | str = "cpu") -> ClipTextEncoder:
     model_class = _MODELS.get(name, CLIPTextModel)
     if model_class is CLIPTextModel and config.get("model_type") != "clip_text_model":
         raise ValueError(f"{config_path}: got a {name}; need a CLIP text model")
-    model = load_pretrained(model_class, weights, "model", dtype=torch.float32)
-    return wrap(model.to(device), weights, tokenizer)
+    model = load_pretrained(model_class, weights, "model", device=device)
+    return wrap(model, weights, tokenizer, use_penultimate)

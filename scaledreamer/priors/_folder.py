@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, AutoencoderTiny
 
 from scaledreamer.cameras import CameraDistribution
 from scaledreamer.config import build
-from scaledreamer.encoders import clip_text
-from scaledreamer.interfaces import BackgroundDistribution
-from scaledreamer.priors import _cameras
+from scaledreamer.encoders import clip_text, t5_text
+from scaledreamer.encoders._pretrained import load_pretrained, locate
+from scaledreamer.interfaces import BackgroundDistribution, TextEncoder
+from scaledreamer.priors._images import ImageSpace, LatentSpace, PixelSpace
 from scaledreamer.priors._schedule import (
     FlowSchedule,
     Prediction,
@@ -24,13 +26,23 @@ from scaledreamer.priors._schedule import (
 from scaledreamer.storage import read_json
 
 CARD_FILE = "scaledreamer.json"
+INDEX_FILE = "model_index.json"
+_STEM = "diffusion_pytorch_model"
+FAMILIES = {
+    "UNet2DConditionModel": "unet",
+    "SD3Transformer2DModel": "sd3",
+    "FluxTransformer2DModel": "flux",
+    "PixArtTransformer2DModel": "pixart",
+    "Transformer2DModel": "pixart",
+}
+"""The prior's name in a configuration, by the class of a folder's network."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
     """`scaledreamer.json`: what a diffusers folder has no place for.
 
-    Without the file a folder is a Stable Diffusion: VAE latents, no camera, no text mask.
+    Without the file a folder is what its pipeline says, without cameras.
     """
 
     space: Literal["pixel", "latent"] = "latent"
@@ -41,123 +53,175 @@ class Card:
     """Side of the images it was trained on; by default what the network's sample size says."""
     camera_features: int = 0
     """Width of the camera input (class labels); 0: none."""
+    num_views: int = 1
+    """Views of a scene that the network sees together."""
     cameras: CameraDistribution | None = None
     """Cameras of the training images."""
     background: BackgroundDistribution | None = None
     """Backgrounds of the training images."""
-    front_deg: float | None = None
-    """Half-width of the sectors that captions call front and back; by default 45 in pixel space,
-    else ScaleDreamer's 30."""
+    front_deg: float = 30.0
+    """Half-width of the sectors that captions call front and back; by default ScaleDreamer's."""
     overhead_deg: float = 60.0
-    """Elevation above which captions say "overhead view"; the default is ScaleDreamer's."""
-    use_text_mask: bool | None = None
-    """Hide padding from the cross-attention; by default in pixel space only."""
+    """Elevation above which captions say "overhead view"; by default ScaleDreamer's."""
+    use_text_mask: bool = False
+    """Hide padding from a UNet's cross-attention; Stable Diffusion was trained to see it."""
 
 
 @dataclass(frozen=True)
 class Parts:
     """Frozen components on one device."""
 
-    unet: UNet2DConditionModel
-    vae: AutoencoderKL | None
-    text: clip_text.ClipTextEncoder
+    network: Any
+    space: ImageSpace
+    text: TextEncoder
     schedule: VPSchedule | FlowSchedule
     prediction: Prediction
     card: Card
-    pixels_per_latent: int
-
-    @property
-    def front_deg(self) -> float:
-        if self.card.front_deg is not None:
-            return self.card.front_deg
-        return 45.0 if self.card.space == "pixel" else 30.0
-
-    @property
-    def use_text_mask(self) -> bool:
-        mask = self.card.use_text_mask
-        return self.card.space == "pixel" if mask is None else mask
+    size_px: int
+    """Side of the images that the network was trained on."""
 
 
-def read_parts(root: Path, dtype: torch.dtype, device: torch.device | str) -> Parts:
-    """Components of a folder whose networks take `dtype`; the text tower stays in float32.
+def family_of(root: Path) -> str:
+    """Name of the prior in a configuration that reads this folder.
 
-    Raises: ValueError naming the file that is missing, unsupported or does not fit the others.
+    Raises: ValueError when there is no index, or no network that is known.
     """
-    card_path = root / CARD_FILE
-    card = build(Card, read_json(card_path), str(card_path)) if card_path.is_file() else Card()
-    index = _read_index(root, card)
-    unet = clip_text.load_pretrained(
-        UNet2DConditionModel, root / "unet", "diffusion_pytorch_model", torch_dtype=dtype
-    ).to(device)
-    vae = None
-    pixels = card.patch
-    if "vae" in index and card.space == "latent":
-        vae = clip_text.load_pretrained(
-            AutoencoderKL, root / "vae", "diffusion_pytorch_model", torch_dtype=dtype
-        ).to(device)
-        pixels = 2 ** (len(vae.config.block_out_channels) - 1)
-    text = clip_text.load(str(root), device)
-    scheduler_path = root / "scheduler" / "scheduler_config.json"
-    schedule, prediction = from_scheduler_config(read_json(scheduler_path), device)
-    parts = Parts(unet, vae, text, schedule, prediction, card, pixels)
-    _check_fit(root, parts)
-    return parts
+    index = _read_index(root)
+    for component in ("unet", "transformer"):
+        name = FAMILIES.get((index.get(component) or ("", ""))[1])
+        if name is not None:
+            is_multi_view = name == "unet" and _read_card(root, index).num_views > 1
+            return "mvdream" if is_multi_view else name
+    known = ", ".join(FAMILIES)
+    raise ValueError(f"{root / INDEX_FILE}: names no network that is supported; known: {known}")
 
 
-def _read_index(root: Path, card: Card) -> dict[str, Any]:
-    path = root / "model_index.json"
+class Folder:
+    """One pipeline folder; every error names the file that is missing or does not fit."""
+
+    def __init__(
+        self,
+        spec: str,
+        dtype: torch.dtype,
+        device: torch.device | str,
+        precision: Callable[[], AbstractContextManager[Any]],
+    ) -> None:
+        self.root = locate(spec, "prior.folder")
+        self.dtype, self.device = dtype, torch.device(device)
+        self._precision = precision
+        self.index = _read_index(self.root)
+        self.card = _read_card(self.root, self.index)
+
+    def has(self, component: str) -> bool:
+        entry = self.index.get(component)
+        return bool(entry) and entry[1] is not None
+
+    def part(self, component: str, classes: Sequence[str] = (), file: str = "config.json") -> Path:
+        """A component's folder, its class one of `classes` where any are given."""
+        index = self.root / INDEX_FILE
+        if not self.has(component):
+            raise ValueError(f"{index}: names no {component}; the prior needs one")
+        found = self.index[component][1]
+        if classes and found not in classes:
+            name = FAMILIES.get(found)
+            hint = f"; set prior.name={name}" if name else ""
+            raise ValueError(
+                f"{index}: {component} is a {found}; only {', '.join(classes)} works here{hint}"
+            )
+        if not (self.root / component / file).is_file():
+            raise ValueError(
+                f"{self.root / component / file}: missing, though {INDEX_FILE} names a {component}"
+            )
+        return self.root / component
+
+    def network(self, component: str, model_class: Any, names: Sequence[str] = ()) -> Any:
+        """The denoiser, which may go by several class names."""
+        folder = self.part(component, names or (model_class.__name__,))
+        return load_pretrained(model_class, folder, _STEM, self.dtype, self.device)
+
+    def space(self, tiny_vae: str = "", use_offload: bool = False) -> ImageSpace:
+        if self.card.space == "pixel":
+            return PixelSpace(self.card.patch)
+        if tiny_vae:
+            folder, model_class = locate(tiny_vae, "prior.tiny_vae"), AutoencoderTiny
+        else:
+            folder, model_class = self.part("vae", ("AutoencoderKL",)), AutoencoderKL
+        dtype = self.dtype
+        if read_json(folder / "config.json").get("force_upcast") and dtype == torch.float16:
+            dtype = torch.float32  # its activations leave float16's range
+        vae = load_pretrained(model_class, folder, _STEM, dtype, self.device)
+        return LatentSpace(vae, self._precision, self.device, use_offload)
+
+    def clip(
+        self, number: str = "", use_penultimate: bool = False, *, on: torch.device
+    ) -> clip_text.ClipTextEncoder:
+        """The text tower `text_encoder` + number; float32."""
+        classes = ("CLIPTextModel", "CLIPTextModelWithProjection")
+        weights = self.part(f"text_encoder{number}", classes)
+        tokenizer = self.part(f"tokenizer{number}", file="tokenizer_config.json")
+        return clip_text.load_part(weights, tokenizer, on, use_penultimate)
+
+    def t5(
+        self,
+        number: str,
+        max_tokens: int,
+        use_mask: bool,
+        use_lower_case: bool = False,
+        *,
+        on: torch.device,
+    ) -> t5_text.T5TextEncoder:
+        """The T5 `text_encoder` + number, in the prior's precision."""
+        return t5_text.load_part(
+            self.part(f"text_encoder{number}", ("T5EncoderModel",)),
+            self.part(f"tokenizer{number}", file="tokenizer_config.json"),
+            max_tokens,
+            use_mask,
+            use_lower_case,
+            self.dtype,
+            on,
+        )
+
+    def text_device(self, use_offload: bool) -> torch.device:
+        is_moved = use_offload and self.device.type != "meta"
+        return torch.device("cpu") if is_moved else self.device
+
+    def schedule(self) -> tuple[VPSchedule | FlowSchedule, Prediction]:
+        file = "scheduler_config.json"
+        config = read_json(self.part("scheduler", file=file) / file)
+        return from_scheduler_config(config, self.device)
+
+    def check(self, component: str, network: Any, fits: Mapping[str, Any]) -> None:
+        """Raises: ValueError naming the first key of the network's configuration that differs."""
+        for name, expected in fits.items():
+            got = network.config[name]
+            if got != expected:
+                raise ValueError(
+                    f"{self.root / component / 'config.json'}: {name} is {got}; the folder's other "
+                    f"parts need {expected}"
+                )
+
+    def size_px(self, network: Any, space: ImageSpace) -> int:
+        """From the network's sample size; raises ValueError where the card says otherwise."""
+        sample = network.config["sample_size"]
+        size = int(sample if isinstance(sample, int) else sample[0]) * space.factor
+        if self.card.size_px not in (None, size):
+            raise ValueError(
+                f"{self.root / CARD_FILE}: size_px is {self.card.size_px}; the network's "
+                f"sample_size says {size}"
+            )
+        return size
+
+
+def _read_index(root: Path) -> dict[str, Any]:
+    path = root / INDEX_FILE
     if not path.is_file():
         raise ValueError(f"{path}: missing; a prior is a diffusers pipeline folder")
-    index = read_json(path)
-    needed = {
-        "unet": "config.json",
-        "scheduler": "scheduler_config.json",
-        "text_encoder": "config.json",
-        "tokenizer": "tokenizer_config.json",
-    }
-    if card.space == "latent":
-        needed["vae"] = "config.json"
-    for name, file in needed.items():
-        if not index.get(name) or index[name][1] is None:
-            raise ValueError(f"{path}: names no {name}; the prior needs one")
-        if not (root / name / file).is_file():
-            raise ValueError(f"{root / name / file}: missing, though {path.name} names a {name}")
-    for name, only in (("unet", "UNet2DConditionModel"), ("vae", "AutoencoderKL")):
-        if name in needed and index[name][1] != only:
-            raise ValueError(f"{path}: {name} is a {index[name][1]}; only {only} is supported")
-    if index.get("text_encoder_2", (None, None))[1] is not None:
-        raise ValueError(f"{path}: has a second text encoder, which is not supported")
-    return index
+    return read_json(path)
 
 
-def _check_fit(root: Path, parts: Parts) -> None:
-    config: Mapping[str, Any] = parts.unet.config
-    path = root / "unet" / "config.json"
-    channels = 3 * parts.card.patch**2
-    if parts.vae is not None:
-        channels = parts.vae.config["latent_channels"]
-    features = parts.card.camera_features
-    fits = {
-        "in_channels": (config["in_channels"], channels),
-        "out_channels": (config["out_channels"], channels),
-        "cross_attention_dim": (config["cross_attention_dim"], parts.text.token_dim),
-        "addition_embed_type": (config["addition_embed_type"], None),
-        "class_embed_type": (config["class_embed_type"], "projection" if features else None),
-        "projection_class_embeddings_input_dim": (
-            config["projection_class_embeddings_input_dim"],
-            features or None,
-        ),
-    }
-    for name, (got, expected) in fits.items():
-        if got != expected:
-            raise ValueError(f"{path}: {name} is {got}; the folder's other parts need {expected}")
-    if features not in (0, _cameras.NUM_FEATURES):
-        raise ValueError(
-            f"{root / CARD_FILE}: camera_features is {features}; 0 or {_cameras.NUM_FEATURES} work"
-        )
-    size = parts.card.size_px
-    if size is not None and size != config["sample_size"] * parts.pixels_per_latent:
-        raise ValueError(
-            f"{root / CARD_FILE}: size_px is {size}; the unet's sample_size says "
-            f"{config['sample_size'] * parts.pixels_per_latent}"
-        )
+def _read_card(root: Path, index: Mapping[str, Any]) -> Card:
+    path = root / CARD_FILE
+    if path.is_file():
+        return build(Card, read_json(path), str(path))
+    is_pixels = str(index.get("_class_name", "")).startswith("IF")
+    return Card(space="pixel" if is_pixels else "latent")

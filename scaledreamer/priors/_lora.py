@@ -75,7 +75,12 @@ class LowRank(nn.Module):
 
 
 class CameraEmbedding(nn.Module):
-    """Camera features [N, F] -> addition to the time embedding [N, D], 0 at the start."""
+    """Camera features [N, F] -> addition to the time embedding [N, D], 0 at the start.
+
+    `now` holds the features of the rows that the network is about to see.
+    """
+
+    now: Tensor | None = None
 
     def __init__(self, camera_dim: int, width: int) -> None:
         super().__init__()
@@ -84,32 +89,23 @@ class CameraEmbedding(nn.Module):
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
 
-    def forward(self, cameras: Tensor) -> Tensor:
-        return self.last(F.silu(self.first(cameras.to(self.first.weight.dtype))))
+    def forward(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        """A forward hook of the last layer of the network's time embedding."""
+        assert self.now is not None, "the copy is called with cameras"
+        added = self.last(F.silu(self.first(self.now.to(self.first.weight.dtype))))
+        return output + added.to(output.dtype)
 
 
-class _BesideDropped(nn.Module):
-    """Where the prior takes cameras and drops them: its embedding of none, and ours of the real."""
-
-    def __init__(self, own: nn.Module, added: CameraEmbedding) -> None:
-        super().__init__()
-        self.own, self.added = own, added
-
-    def forward(self, cameras: Tensor) -> Tensor:
-        dropped = self.own(torch.zeros_like(cameras))
-        return dropped + self.added(cameras).to(dropped.dtype)
-
-
-def lora_unet(
-    unet: nn.Module, rank: int, camera_dim: int, takes_cameras: bool
+def lora_network(
+    network: nn.Module, rank: int, camera_dim: int, embed_at: str | None
 ) -> tuple[Any, nn.ModuleDict]:
-    """A diffusers UNet on the same parameters with additions, and these alone.
+    """A diffusers network on the same parameters with additions, and these alone.
 
-    The copy takes cameras as class labels [N, camera_dim]; unless the given network `takes_cameras`
-    itself, a `CameraEmbedding` joins the additions. The given network stays as it is.
+    With `embed_at`, the last layer of the time embedding, a `CameraEmbedding` joins them under
+    "cameras". The given network stays as it is.
     """
-    shared = {id(one): one for one in (*unet.parameters(), *unet.buffers())}
-    twin: Any = copy.deepcopy(unet, shared)
+    shared = {id(one): one for one in (*network.parameters(), *network.buffers())}
+    twin: Any = copy.deepcopy(network, shared)
     trained = nn.ModuleDict()
     for name, layer in twin.named_modules():
         if isinstance(layer, nn.Linear) and name.endswith(_ATTENTION):
@@ -117,9 +113,8 @@ def lora_unet(
             layer.register_forward_hook(addition)
             trained[name.replace(".", "/")] = addition
     assert trained, "the network has no attention layers of diffusers' names"
-    if not takes_cameras:
-        own = twin.class_embedding
-        added = CameraEmbedding(camera_dim, twin.time_embedding.linear_2.out_features)
-        twin.class_embedding = added if own is None else _BesideDropped(own, added)
-        trained["cameras"] = added
-    return twin, trained.to(next(unet.parameters()).device)
+    if embed_at is not None:
+        layer = twin.get_submodule(embed_at)
+        trained["cameras"] = CameraEmbedding(camera_dim, layer.out_features)
+        layer.register_forward_hook(trained["cameras"])
+    return twin, trained.to(next(network.parameters()).device)

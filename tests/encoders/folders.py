@@ -15,6 +15,9 @@ from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     PreTrainedTokenizerFast,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
 )
 
 WORDS = (
@@ -81,11 +84,35 @@ def save_clip(root: Path, **changes: Any) -> CLIPModel:
     return model
 
 
-def save_projected_tower(root: Path) -> CLIPTextModelWithProjection:
-    """The text part of a ToyBox pipeline folder."""
+def save_projected_tower(root: Path, number: str = "") -> CLIPTextModelWithProjection:
+    """The text part of a ToyBox pipeline folder, or tower `number` ("_2") of a larger one."""
     model = CLIPTextModelWithProjection(CLIPTextConfig(**text_config())).eval()
-    model.save_pretrained(root / "text_encoder")
-    word_tokenizer().save_pretrained(root / "tokenizer")
+    model.save_pretrained(root / f"text_encoder{number}")
+    word_tokenizer().save_pretrained(root / f"tokenizer{number}")
+    return model
+
+
+T5_WIDTH = 24
+
+
+def save_t5(root: Path, number: str = "", width: int = T5_WIDTH) -> T5EncoderModel:
+    """A T5 as `text_encoder` + number, its tokenizer with pieces that spell out any word."""
+    letters = [(f"\u2581{word}", -2.0) for word in WORDS]
+    letters += [(letter, -5.0) for letter in "\u2581abcdefghijklmnopqrstuvwxyz,"]
+    special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
+    tokenizer = T5Tokenizer(vocab=[*special, *letters], extra_ids=0)
+    config = T5Config(
+        vocab_size=len(special) + len(letters),
+        d_model=width,
+        d_kv=8,
+        d_ff=32,
+        num_layers=2,
+        num_heads=2,
+        feed_forward_proj="gated-gelu",
+    )
+    model = T5EncoderModel(config).eval()
+    model.save_pretrained(root / f"text_encoder{number}")
+    tokenizer.save_pretrained(root / f"tokenizer{number}")
     return model
 
 

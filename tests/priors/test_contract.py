@@ -21,17 +21,26 @@ PACKAGE = "scaledreamer.priors"
 TEXTS = ["a red box", "a blue ball"]
 
 
-def _toybox(root: Path) -> dict[str, Any]:
-    folders.save_toybox(root)
-    return {"folder": str(root)}
+def _saved(save: Callable[..., Any], *arguments: Any) -> Callable[[Path], dict[str, Any]]:
+    def values(root: Path) -> dict[str, Any]:
+        save(root, *arguments)
+        return {"folder": str(root)}
+
+    return values
 
 
-def _stable_diffusion(root: Path) -> dict[str, Any]:
-    folders.save_stable_diffusion(root, "v_prediction")
-    return {"folder": str(root)}
-
-
-EXAMPLES: dict[str, list[Callable[[Path], dict[str, Any]]]] = {"unet": [_toybox, _stable_diffusion]}
+EXAMPLES: dict[str, list[Callable[[Path], dict[str, Any]]]] = {
+    "unet": [
+        _saved(folders.save_toybox),
+        _saved(folders.save_stable_diffusion, "v_prediction"),
+        _saved(folders.save_sdxl),
+        _saved(folders.save_deepfloyd),
+    ],
+    "mvdream": [_saved(folders.save_mvdream, 3)],
+    "sd3": [_saved(folders.save_sd3)],
+    "flux": [_saved(folders.save_flux)],
+    "pixart": [_saved(folders.save_pixart)],
+}
 CASES = [
     pytest.param(name, values, id=f"{name}-{index}")
     for name in component_names(PACKAGE)
@@ -64,7 +73,7 @@ def test_prior_keeps_the_contract(
 
     condition = prior.condition(TEXTS, ring(2, (0.0, 120.0, 240.0)))
     assert len(condition.positive) == len(condition.null) == 6
-    assert len(prior.condition(TEXTS, None).positive) == 2
+    assert len(prior.condition(TEXTS, None).positive) == 2 * getattr(prior, "num_views", 1)
 
     t = torch.tensor([0.001, 0.1, 0.3, 0.5, 0.7, 1.0])
     x_t = torch.randn_like(latents).requires_grad_()
@@ -81,16 +90,18 @@ def test_prior_keeps_the_contract(
 def test_rows_are_independent(
     name: str, values: Callable[[Path], dict[str, Any]], tmp_path: Path
 ) -> None:
-    """Any rows in one call equal the same rows in calls of their own."""
+    """Any rows, or groups of views that the prior joins, equal the same in calls of their own."""
     prior = _create(name, values, tmp_path)
-    condition = prior.condition(TEXTS, ring(2, (0.0, 120.0)))
+    views = getattr(prior, "num_views", 1)
+    condition = prior.condition(TEXTS, ring(2, tuple(360.0 * i / 6 for i in range(2 * views))))
     rows = ConditionRows.cat([condition.positive, condition.null])
-    order = torch.tensor([6, 1, 3, 4])
-    x_t = torch.randn(4, *prior.latent_shape)
-    t = torch.tensor([0.2, 0.9, 0.4, 0.6])
+    order = (views * torch.tensor([6, 1, 3, 4])[:, None] + torch.arange(views)).flatten()
+    x_t = torch.randn(4 * views, *prior.latent_shape)
+    t = torch.tensor([0.2, 0.9, 0.4, 0.6]).repeat_interleave(views)
     together = prior.predict_noise(x_t, t, rows[order])
     apart = [
-        prior.predict_noise(x_t[i : i + 1], t[i : i + 1], rows[order[i : i + 1]]) for i in range(4)
+        prior.predict_noise(x_t[group], t[group], rows[order[group]])
+        for group in (slice(i * views, (i + 1) * views) for i in range(4))
     ]
     torch.testing.assert_close(together, torch.cat(apart), atol=1e-5, rtol=1e-4)
 

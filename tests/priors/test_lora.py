@@ -72,11 +72,11 @@ def test_an_untrained_copy_predicts_what_the_prior_does(kind: str, tmp_path: Pat
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_state_is_the_additions_and_the_base_is_shared(kind: str, tmp_path: Path) -> None:
     prior = _prior(kind, tmp_path)
-    before = {one.data_ptr() for one in prior._parts.unet.parameters()}
-    num_modules = len(list(prior._parts.unet.modules()))
+    before = {one.data_ptr() for one in prior._parts.network.parameters()}
+    num_modules = len(list(prior._parts.network.modules()))
     lora = _copy(prior)
-    assert {one.data_ptr() for one in prior._parts.unet.parameters()} == before
-    assert len(list(prior._parts.unet.modules())) == num_modules
+    assert {one.data_ptr() for one in prior._parts.network.parameters()} == before
+    assert len(list(prior._parts.network.modules())) == num_modules
     assert not before & {one.data_ptr() for one in lora.parameters()}
     ends = {name.rsplit(".", 1)[-1] for name in lora.state_dict() if ".cameras." not in name}
     assert ends == {"down", "up"}
@@ -94,14 +94,14 @@ def test_the_state_is_the_additions_and_the_base_is_shared(kind: str, tmp_path: 
 
 def _merged(prior: UNetPrior, lora: nn.Module) -> UNetPrior:
     """A prior whose weights are W + up @ down."""
-    network: Any = copy.deepcopy(prior._parts.unet)
+    network: Any = copy.deepcopy(prior._parts.network)
     additions: Any = lora.trained
     with torch.no_grad():
         for name, addition in additions.items():
             if isinstance(addition, LowRank):
                 weight = network.get_submodule(name.replace("/", ".")).weight
                 weight.add_(addition.up @ addition.down)
-    return UNetPrior(replace(prior._parts, unet=network), prior._config)
+    return UNetPrior(replace(prior._parts, network=network), prior._config)
 
 
 @pytest.mark.parametrize("options", [{}, {"chunk_size": 4}, {"channels_last": False}])
@@ -154,7 +154,7 @@ def test_training_fits_the_copy_and_leaves_the_prior_to_the_bit(
 ) -> None:
     prior = _prior(kind, tmp_path, **options)
     lora, (own, rows) = _copy(prior), _rows(prior)
-    x_t, network = _x_t(prior), prior._parts.unet
+    x_t, network = _x_t(prior), prior._parts.network
     weights = [one.clone() for one in network.parameters()]
     prediction = prior.predict_noise(x_t, T, own)
     generator = torch.Generator().manual_seed(3)

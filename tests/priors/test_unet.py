@@ -44,7 +44,9 @@ def _noise(prior: UNetPrior) -> Tensor:
 
 def _weights(prior: UNetPrior) -> list[Tensor]:
     parts = prior._parts
-    modules = [parts.unet, parts.text._model, *([] if parts.vae is None else [parts.vae])]
+    vae = getattr(parts.space, "_vae", None)
+    text: Any = parts.text
+    modules = [parts.network, text._model, *([] if vae is None else [vae])]
     return [weight for module in modules for weight in module.parameters()]
 
 
@@ -270,7 +272,7 @@ def _edit(file: str, **changes: object) -> Callable[[Path], None]:
         (_drop("unet"), r"unet/config\.json: missing"),
         (_edit("model_index.json", scheduler=[None, None]), "names no scheduler"),
         (_edit("model_index.json", unet=["x", "Transformer"]), "unet is a Transformer; only"),
-        (_edit("model_index.json", text_encoder_2=["x", "CLIP"]), "second text encoder"),
+        (_edit("model_index.json", text_encoder_2=["x", "CLIP"]), "text_encoder_2 is a CLIP; only"),
         (_edit("scaledreamer.json", space="latent"), "names no vae"),
         (_edit("scaledreamer.json", patch=4), r"in_channels is 12; .* need 48"),
         (_edit("scaledreamer.json", camera_features=0), "class_embed_type is projection"),
