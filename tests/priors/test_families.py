@@ -143,7 +143,8 @@ def test_samples_are_those_of_the_family_s_own_pipeline(family: Family, tmp_path
         output_type="pt",
         **options,
     ).images
-    torch.testing.assert_close(images, expected, atol=2e-4, rtol=1e-3)
+    # at t = 1 a noise prediction is divided by a small alpha
+    torch.testing.assert_close(images, expected, atol=2e-3, rtol=1e-3)
 
 
 def test_deepfloyd_runs_as_its_pipeline_runs_it(tmp_path: Path) -> None:
