@@ -15,6 +15,7 @@ COMMANDS = {
     "generate": "turn prompts into meshes",
     "evaluate": "score a generator on seen and unseen prompts",
     "toybox": "look at the embedded world: truth, prior and generator side by side",
+    "prior": "check a diffusion prior, or convert a checkpoint to one",
     "export": "turn a run into a folder to ship",
 }
 """Each is a module of `scaledreamer.cli` with `main(argv) -> int`, and its line in the help."""

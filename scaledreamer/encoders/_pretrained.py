@@ -136,7 +136,8 @@ def load_pretrained(
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder / 'config.json'}: missing")
     if torch.device(device).type == "meta":
-        return _without_weights(model_class, folder).to(dtype).eval().requires_grad_(False)
+        model = _without_weights(model_class, folder)
+        return torch.nn.Module.to(model, dtype).eval().requires_grad_(False)
     _, variant = weight_files(folder, stem)
     is_diffusers = model_class.__module__.startswith("diffusers")
     options = {"torch_dtype" if is_diffusers else "dtype": dtype}

@@ -62,6 +62,10 @@ class ClipTextEncoder:
         )
         self._check_end_token()
 
+    @property
+    def modules(self) -> list[nn.Module]:
+        return [self._model, *([] if self._projection is None else [self._projection])]
+
     def _check_end_token(self) -> None:
         """The tower pools at `eos_token_id`, or, where that is 2, at a row's highest id."""
         end = self._token_ids([""])[0][-1]

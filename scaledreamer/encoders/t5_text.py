@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, T5EncoderModel
 
 from scaledreamer.encoders._pretrained import content_hash, load_pretrained, load_tokenizer
@@ -41,6 +41,10 @@ class T5TextEncoder:
         self.max_tokens = max_tokens
         self.token_dim: int = model.config.d_model
         self.pooled_dim: int | None = None
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        return [self._model]
 
     @torch.no_grad()
     def __call__(self, texts: Sequence[str]) -> TextEmbedding:

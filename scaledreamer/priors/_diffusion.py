@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scaledreamer.cameras import CameraDistribution
@@ -116,10 +116,22 @@ class DiffusionPrior:
             raise ValueError(f"prior.image_px: got {self.size_px}; must be a multiple of {step}")
         self.latent_shape = (parts.space.channels, side, side)
 
-    @property
-    def num_parameters(self) -> int:
-        """Of the network that `predict_noise` runs."""
-        return sum(weight.numel() for weight in self._parts.network.parameters())
+    def components(self) -> dict[str, list[nn.Module]]:
+        """What the prior is made of, for counts of parameters and bytes."""
+        parts = self._parts
+        found = {"network": [parts.network], "vae": parts.space.modules, "text": parts.text.modules}
+        return {name: modules for name, modules in found.items() if modules}
+
+    def blank_rows(self, count: int) -> ConditionRows:
+        """Rows of the right shapes on the prior's device, of no meaning: for estimates."""
+        text = self._parts.text
+        tokens = torch.zeros(count, text.max_tokens, text.token_dim, device=self._device)
+        pooled = None
+        if text.pooled_dim is not None:
+            pooled = torch.zeros(count, text.pooled_dim, device=self._device)
+        mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=self._device)
+        embedding = TextEmbedding(tokens, mask, pooled, text.encoder_id)
+        return ConditionRows(embedding, self._camera_rows(None, count))
 
     @property
     def _takes_cameras(self) -> bool:

@@ -15,7 +15,7 @@ from scaledreamer.cameras import CameraDistribution
 from scaledreamer.config import build
 from scaledreamer.encoders import clip_text, t5_text
 from scaledreamer.encoders._pretrained import load_pretrained, locate
-from scaledreamer.interfaces import BackgroundDistribution, TextEncoder
+from scaledreamer.interfaces import BackgroundDistribution
 from scaledreamer.priors._images import ImageSpace, LatentSpace, PixelSpace
 from scaledreamer.priors._schedule import (
     FlowSchedule,
@@ -23,6 +23,7 @@ from scaledreamer.priors._schedule import (
     VPSchedule,
     from_scheduler_config,
 )
+from scaledreamer.priors._text import TextSide
 from scaledreamer.storage import read_json
 
 CARD_FILE = "scaledreamer.json"
@@ -73,7 +74,7 @@ class Parts:
 
     network: Any
     space: ImageSpace
-    text: TextEncoder
+    text: TextSide
     schedule: VPSchedule | FlowSchedule
     prediction: Prediction
     card: Card

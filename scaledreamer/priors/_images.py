@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from diffusers import AutoencoderTiny
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 
@@ -22,6 +22,11 @@ class ImageSpace(Protocol):
     channels: int
     is_pixels: bool
     """Whether latents are the images themselves, bounded by -1 and 1."""
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """What it keeps in memory."""
+        ...
 
     def encode(self, images: Float[Tensor, "N 3 H W"]) -> Tensor: ...
 
@@ -36,6 +41,10 @@ class PixelSpace:
     def __init__(self, patch: int) -> None:
         self.factor = patch
         self.channels = 3 * patch**2
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        return []
 
     def encode(self, images: Float[Tensor, "N 3 H W"]) -> Tensor:
         return F.pixel_unshuffle(images, self.factor)
@@ -64,7 +73,7 @@ class LatentSpace:
         self._is_tiny = isinstance(vae, AutoencoderTiny)
         self._precision = precision
         self._device = device
-        self._use_offload = use_offload and not self._is_tiny
+        self._use_offload = use_offload and not self._is_tiny and device.type != "meta"
         levels = vae.config["encoder_block_out_channels" if self._is_tiny else "block_out_channels"]
         self.factor = 2 ** (len(levels) - 1)
         self.channels = int(vae.config["latent_channels"])
@@ -74,8 +83,8 @@ class LatentSpace:
             self._vae.decoder.to("cpu")
 
     @property
-    def num_parameters(self) -> int:
-        return sum(weight.numel() for weight in self._vae.parameters())
+    def modules(self) -> list[nn.Module]:
+        return [self._vae]
 
     def encode(self, images: Float[Tensor, "N 3 H W"]) -> Tensor:
         with self._precision():

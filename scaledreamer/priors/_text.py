@@ -4,14 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scaledreamer.encoders.clip_text import ClipTextEncoder
 from scaledreamer.encoders.t5_text import T5TextEncoder
 from scaledreamer.interfaces import TextEmbedding, TextEncoder
+
+
+@runtime_checkable
+class TextSide(TextEncoder, Protocol):
+    """A text encoder that says how long its texts are, and what it is made of."""
+
+    max_tokens: int
+
+    @property
+    def modules(self) -> list[nn.Module]: ...
 
 
 class PairedClipText:
@@ -33,6 +44,10 @@ class PairedClipText:
                 f"text_encoder_2: takes {second.max_tokens} tokens, text_encoder takes "
                 f"{first.max_tokens}; the two must be equal"
             )
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        return [*self._first.modules, *self._second.modules]
 
     def __call__(self, texts: Sequence[str]) -> TextEmbedding:
         first, second = self._first(texts), self._second(texts)
@@ -67,13 +82,18 @@ class ThreefoldText:
         self.encoder_id = "+".join(part.encoder_id for part in parts)
         self.max_tokens = first.max_tokens + num_third
         self.token_dim = token_dim
-        self.pooled_dim = (first.pooled_dim or 0) + (second.pooled_dim or 0)
+        self.pooled_dim: int | None = (first.pooled_dim or 0) + (second.pooled_dim or 0)
         width = first.token_dim + second.token_dim
         if width > token_dim or (third is not None and third.token_dim != token_dim):
             raise ValueError(
                 f"text encoders: the CLIPs are {width} wide and T5 "
                 f"{third.token_dim if third else 'absent'}; the network takes {token_dim}"
             )
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        third = [] if self._third is None else self._third.modules
+        return [*self._clips[0].modules, *self._clips[1].modules, *third]
 
     def __call__(self, texts: Sequence[str]) -> TextEmbedding:
         first, second = (clip(texts) for clip in self._clips)
@@ -108,6 +128,10 @@ class PooledBesideTokens:
         self.token_dim = tokens.token_dim
         self.pooled_dim = pooled.pooled_dim
 
+    @property
+    def modules(self) -> list[nn.Module]:
+        return [*self._pooled.modules, *self._tokens.modules]
+
     def __call__(self, texts: Sequence[str]) -> TextEmbedding:
         pooled: Tensor | None = self._pooled(texts).pooled
         return replace(self._tokens(texts), pooled=pooled, encoder_id=self.encoder_id)
@@ -119,12 +143,16 @@ class PooledBesideTokens:
 class OffloadedText:
     """Encoders that stay on the CPU; what they gave is remembered, the last `size` texts of it."""
 
-    def __init__(self, inner: TextEncoder, device: torch.device, size: int = 4096) -> None:
+    def __init__(self, inner: TextSide, device: torch.device, size: int = 4096) -> None:
         self._inner, self._device, self._size = inner, device, size
         self._known: dict[str, TextEmbedding] = {}
         self.encoder_id = inner.encoder_id
         self.token_dim, self.pooled_dim = inner.token_dim, inner.pooled_dim
-        self.max_tokens: int = inner.max_tokens  # type: ignore[attr-defined]
+        self.max_tokens = inner.max_tokens
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        return self._inner.modules
 
     def __call__(self, texts: Sequence[str]) -> TextEmbedding:
         new = [text for text in dict.fromkeys(texts) if text not in self._known]

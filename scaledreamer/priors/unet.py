@@ -9,10 +9,10 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from scaledreamer.interfaces import CameraBatch, ConditionRows, TextEncoder
+from scaledreamer.interfaces import CameraBatch, ConditionRows
 from scaledreamer.priors import _cameras, _diffusion
 from scaledreamer.priors._folder import CARD_FILE, Folder, Parts
-from scaledreamer.priors._text import OffloadedText, PairedClipText
+from scaledreamer.priors._text import OffloadedText, PairedClipText, TextSide
 
 _IF_TOKENS = 77
 """Length of the texts that DeepFloyd IF was trained on."""
@@ -92,9 +92,9 @@ def read_parts(folder: Folder, config: _diffusion.Config) -> Parts:
     return Parts(unet, space, text, schedule, prediction, folder.card, size)
 
 
-def _text(folder: Folder, use_offload: bool) -> TextEncoder:
+def _text(folder: Folder, use_offload: bool) -> TextSide:
     on = folder.text_device(use_offload)
-    text: TextEncoder
+    text: TextSide
     if folder.has("text_encoder_2"):
         use_zeros = bool(folder.index.get("force_zeros_for_empty_prompt", False))
         towers = (folder.clip(number, use_penultimate=True, on=on) for number in ("", "_2"))
@@ -106,7 +106,7 @@ def _text(folder: Folder, use_offload: bool) -> TextEncoder:
     return OffloadedText(text, folder.device) if use_offload else text
 
 
-def _check_fit(folder: Folder, unet: Any, channels: int, text: TextEncoder) -> None:
+def _check_fit(folder: Folder, unet: Any, channels: int, text: TextSide) -> None:
     config, features = unet.config, folder.card.camera_features
     outputs = {channels, 2 * channels} if folder.card.space == "pixel" else {channels}
     added = config["addition_embed_type"]

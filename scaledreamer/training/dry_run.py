@@ -14,7 +14,13 @@ from scaledreamer.kernels.backend import use_backend
 from scaledreamer.rendering.volume import render
 from scaledreamer.rng import StepRng
 from scaledreamer.training.config import PRIORS, TrainConfig
-from scaledreamer.training.setup import check_generator, create_component, create_generator
+from scaledreamer.training.estimate import prior_cost
+from scaledreamer.training.setup import (
+    check_generator,
+    check_views,
+    create_component,
+    create_generator,
+)
 
 BYTES_PER_PARAMETER = 20
 """float32: weight 4, gradient 4, two Adam moments 8, average 4."""
@@ -31,32 +37,62 @@ def dry_run(config: TrainConfig) -> str:
     generator = create_generator(config, encoder)
     check_generator(config, generator, encoder)
     trained = sum(p.numel() for p in generator.parameters() if p.requires_grad)
-    try:
-        prior = create_component(PRIORS, config.prior)
-        frozen = int(getattr(prior, "num_parameters", 0))
-        prior_line = f"prior        {frozen:,} frozen"
-    except ValueError as error:
-        frozen, prior_line = 0, f"prior        not counted: {error}"
+    prior = _prior_lines(config)
     states = BYTES_PER_PARAMETER * trained
     activations = activation_bytes(config, generator, encoder)
     rays = config.prompts_per_step * config.views_per_prompt * config.render_px**2
-    total = states + 4 * frozen + activations.of(config.prompts_per_step, rays)
+    kept = activations.of(config.prompts_per_step, rays)
+    rest = "" if prior.is_counted else " and the prior"
     return "\n".join(
         (
             to_yaml(config),
             "parameters",
             f"  generator    {trained:,} trained",
-            f"  {prior_line}",
-            f"memory per process, about {_mib(total)} and the prior's activations:",
+            *prior.parameters,
+            f"memory per process, about {_mib(states + kept + prior.peak_bytes)}{rest}:",
             f"  generator    {_mib(states)} = {BYTES_PER_PARAMETER} B x parameters",
             "               (weight, gradient, two Adam moments, average)",
-            f"  prior        {_mib(4 * frozen)} = 4 B x parameters",
-            f"  activations  {_mib(activations.of(config.prompts_per_step, rays))}"
+            f"  activations  {_mib(kept)}"
             f" = {_mib(activations.per_prompt)} x {config.prompts_per_step} prompts"
             f" + {activations.per_ray / 1024:.1f} KiB x {rays:,} rays",
             "               (what autograd keeps, measured at initialisation on two small renders)",
+            *prior.memory,
         )
     )
+
+
+@dataclass(frozen=True)
+class _PriorLines:
+    parameters: tuple[str, ...]
+    memory: tuple[str, ...] = ()
+    peak_bytes: int = 0
+    is_counted: bool = False
+
+
+def _prior_lines(config: TrainConfig) -> _PriorLines:
+    """From the shapes of its configuration; no weights are read."""
+    try:
+        prior = create_component(PRIORS, config.prior, "meta")
+        check_views(config, prior)
+    except ValueError as error:
+        return _PriorLines((f"  prior        not counted: {error}",))
+    if not hasattr(prior, "blank_rows"):
+        return _PriorLines(("  prior        0 frozen",), is_counted=True)
+    cost = prior_cost(config, prior)
+    counts = [
+        f"  prior        {count:,} frozen ({name})" for name, count in cost.parameters.items()
+    ]
+    memory = (
+        f"  prior        {_mib(cost.peak_bytes)}: weights {_mib(cost.weight_bytes)}, encoding"
+        f" {cost.num_images} images keeps {_mib(cost.encode.saved_bytes)} and has"
+        f" {_mib(cost.encode.peak_bytes)} at once,",
+        f"               the network's pass {_mib(cost.predict.peak_bytes)}"
+        " (attention counted as fused; prior.chunk_size, dtype and image_px lower it)",
+        f"compute per step and process: prior {cost.flops / 1e9:,.1f} GFLOP"
+        f" ({cost.rows} rows {cost.predict_flops / 1e9:,.1f}, encoding there and back"
+        f" {3 * cost.encode.flops / 1e9:,.1f})",
+    )
+    return _PriorLines(tuple(counts), memory, cost.peak_bytes, is_counted=True)
 
 
 @dataclass(frozen=True)

@@ -155,6 +155,7 @@ def create_run(config: TrainConfig, accelerator: Accelerator) -> Run:
         torch.set_num_threads(config.num_threads)
     encoder = clip_text.load(config.encoder, str(accelerator.device))
     prior = create_component(PRIORS, config.prior, accelerator.device)
+    check_views(config, prior)
     _warn_outside(config, prior)
     distiller = create_distiller(config, prior)
     trainable = Trainable(create_generator(config, encoder), distiller).to(accelerator.device)
@@ -173,6 +174,21 @@ def create_run(config: TrainConfig, accelerator: Accelerator) -> Run:
         optimizer=wrapped,
         ema=Ema(trainable.generator, config.optimizer.ema_decay),
     )
+
+
+def check_views(config: TrainConfig, prior: Any) -> None:
+    """Raises: ValueError where a prior that joins views gets too few of them, or several times."""
+    together = getattr(prior, "num_views", 1)
+    if config.views_per_prompt % together:
+        raise ValueError(
+            f"views_per_prompt: got {config.views_per_prompt}; prior {config.prior.name} sees "
+            f"{together} views of a scene together: take a multiple"
+        )
+    if together > 1 and getattr(config.distiller.config, "t_per", "scene") != "scene":
+        raise ValueError(
+            f"distiller.t_per: got view; prior {config.prior.name} sees {together} views of a "
+            "scene together, at one time: set distiller.t_per=scene"
+        )
 
 
 def _warn_outside(config: TrainConfig, prior: Prior) -> None:

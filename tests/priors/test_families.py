@@ -32,6 +32,7 @@ from scaledreamer.config import build, component_module
 from scaledreamer.encoders._pretrained import load_pretrained
 from scaledreamer.interfaces import ConditionRows
 from scaledreamer.priors import _folder
+from scaledreamer.priors._text import OffloadedText
 from tests.encoders import folders as text_folders
 from tests.priors import folders
 
@@ -297,3 +298,70 @@ def test_a_missing_component_is_named(part: str, tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / part)
     with pytest.raises(ValueError, match=rf"{part}/.*\.json: missing"):
         create("sd3", tmp_path)
+
+
+def test_a_tiny_autoencoder_takes_the_vae_s_place(tmp_path: Path) -> None:
+    folders.save_stable_diffusion(tmp_path / "sd", "epsilon")
+    tiny = folders.save_tiny_vae(tmp_path / "tiny")
+    prior = create("unet", tmp_path / "sd", tiny_vae=str(tmp_path / "tiny"))
+    images = torch.rand(2, 3, 16, 16, requires_grad=True)
+    latents = prior.encode(images)
+    torch.testing.assert_close(latents, tiny.encode(images * 2 - 1).latents)
+    latents.square().sum().backward()
+    assert images.grad is not None
+    assert images.grad.abs().sum() > 0
+    expected = (tiny.decode(latents.detach()).sample / 2 + 0.5).clamp(0, 1)
+    torch.testing.assert_close(prior.decode(latents.detach()), expected)
+
+
+@pytest.mark.parametrize(("name", "save"), SAVED)
+def test_offloading_changes_no_number(name: str, save: Any, tmp_path: Path) -> None:
+    save(tmp_path)
+    views = 4
+    results = []
+    for use_offload in (False, True):
+        prior = create(name, tmp_path, use_offload=use_offload)
+        cameras = ring(2, tuple(90.0 * view for view in range(views)))
+        for texts in (["a red box", "a blue ball"], ["a blue ball", "a green mug"]):
+            rows = prior.condition(texts, cameras).positive
+        x_t = torch.randn(2 * views, *prior.latent_shape, generator=torch.manual_seed(1))
+        noise = prior.predict_noise(x_t, torch.full((2 * views,), 0.5), rows)
+        results.append((noise, prior.decode(x_t), prior.encode(torch.ones(1, 3, 16, 16))))
+    for plain, offloaded in zip(*results, strict=True):
+        torch.testing.assert_close(offloaded, plain)
+
+
+def test_remembered_texts_are_bounded(tmp_path: Path) -> None:
+    folders.save_stable_diffusion(tmp_path, "epsilon")
+    inner = create("unet", tmp_path)._parts.text
+    text = OffloadedText(inner, torch.device("cpu"), size=3)
+    words = ["a red box", "a blue ball", "a green mug", "a box"]
+    torch.testing.assert_close(text(words).tokens, inner(words).tokens)
+    assert list(text._known) == words[1:]
+    assert text(words[:2]).encoder_id == inner.encoder_id
+
+
+@pytest.mark.parametrize("option", [{"attention_slicing": True}, {"use_compile": True}])
+def test_options_of_speed_and_memory_change_no_number(
+    option: dict[str, bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[Any] = []
+    monkeypatch.setattr(torch, "compile", lambda network: compiled.append(network) or network)
+    folders.save_stable_diffusion(tmp_path, "epsilon")
+    x_t, t = torch.randn(2, 4, 8, 8), torch.tensor([0.3, 0.7])
+    noises = []
+    for options in ({}, option):
+        prior = create("unet", tmp_path, **options)
+        rows = prior.condition(["a red box", "a blue ball"], None).positive
+        noises.append(prior.predict_noise(x_t, t, rows))
+    torch.testing.assert_close(*noises)
+    assert len(compiled) == ("use_compile" in option)
+
+
+def test_image_px_sets_the_size_of_the_latents(tmp_path: Path) -> None:
+    folders.save_stable_diffusion(tmp_path, "epsilon")
+    prior = create("unet", tmp_path, image_px=24)
+    assert (prior.size_px, prior.latent_shape) == (24, (4, 12, 12))
+    assert prior.encode(torch.rand(1, 3, 64, 64)).shape == (1, 4, 12, 12)
+    with pytest.raises(ValueError, match=r"prior\.image_px: got 18; must be a multiple of 4"):
+        create("unet", tmp_path, image_px=18)

@@ -1,0 +1,70 @@
+"""Costs counted on shapes, against counting by hand and against real tensors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers.models.attention_processor import AttnProcessor
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from scaledreamer.config import load_config
+from scaledreamer.priors import unet
+from scaledreamer.training.config import TrainConfig
+from scaledreamer.training.estimate import measure, prior_cost, rows_per_latent
+from tests.priors import folders
+
+QUICKSTART = Path(__file__).parents[2] / "configs" / "toybox" / "quickstart.yaml"
+
+
+def test_flops_and_bytes_of_two_layers() -> None:
+    with torch.device("meta"):
+        first, last = nn.Linear(8, 32), nn.Linear(32, 4)
+        x = torch.zeros(10, 8)
+    cost = measure(lambda: last(first(x).relu()))
+    assert cost.flops == 2 * 10 * (8 * 32 + 32 * 4)
+    # relu's input and output live at once, then its output and the result
+    assert cost.peak_bytes == 4 * 10 * (32 + 32)
+    kept = 10 * 8 + 10 * 32  # the input of each layer; relu keeps its output, the second's input
+    assert cost.saved_bytes == 4 * kept
+    with torch.no_grad():
+        assert measure(lambda: last(first(x).relu())).saved_bytes == 0
+
+
+def test_attention_counts_as_fused() -> None:
+    query = torch.zeros(2, 3, 50, 8, device="meta")
+    key = torch.zeros(2, 3, 70, 8, device="meta")
+    cost = measure(lambda: F.scaled_dot_product_attention(query, key, key))
+    assert cost.flops == 2 * 2 * 3 * 50 * 70 * (8 + 8)
+    assert cost.peak_bytes == query.nbytes
+
+
+def test_a_prior_s_flops_are_those_of_a_real_pass(tmp_path: Path) -> None:
+    folders.save_stable_diffusion(tmp_path, "epsilon")
+    options = [f"prior.folder={tmp_path}", "prior.autocast=false", "prompts_per_step=3"]
+    config = load_config(TrainConfig, QUICKSTART, [*options, "prior.use_cameras=false"])
+    cost = prior_cost(config, unet.create(config.prior.config, "meta"))
+    assert (cost.num_images, cost.rows) == (6, 18)
+    prior = unet.create(config.prior.config)
+    prior._parts.network.set_attn_processor(AttnProcessor())  # fused, the counter can't see it
+    x_t = torch.randn(18, *prior.latent_shape)
+    with FlopCounterMode(display=False) as counter:
+        prior.predict_noise(x_t, torch.full((18,), 0.5), prior.blank_rows(18))
+    assert cost.predict_flops == pytest.approx(counter.get_total_flops(), rel=0.01)
+    network = prior._parts.network
+    assert cost.parameters["network"] == sum(weight.numel() for weight in network.parameters())
+    assert cost.encode.saved_bytes > 0
+
+
+@pytest.mark.parametrize(
+    ("loss", "rows"), [("sds", 2), ("csd", 2), ("asd", 3), ("nfsd", 2), ("vsd", 4)]
+)
+def test_rows_are_counted_by_asking_the_loss(loss: str, rows: int) -> None:
+    config = load_config(TrainConfig, QUICKSTART, [f"distiller.name={loss}"])
+    assert rows_per_latent(config) == rows
+    words = ["prior.use_view_words=true", "prior.use_perp_neg=true"]
+    config = load_config(TrainConfig, QUICKSTART, [f"distiller.name={loss}", *words])
+    assert rows_per_latent(config) == rows + 2
