@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -171,12 +172,10 @@ def _without_weights(model_class: Any, folder: Path) -> Any:
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     if not (folder / "tokenizer_config.json").is_file():
         raise ValueError(f"{folder / 'tokenizer_config.json'}: missing; a tokenizer is needed")
+    is_pieces = any(folder.glob("*.model")) and not (folder / "tokenizer.json").is_file()
+    if is_pieces and find_spec("sentencepiece") is None:
+        raise ValueError(f"{folder}: a SentencePiece model needs scaledreamer[t5]; install it")
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except ImportError as error:
-        raise ValueError(
-            f"{folder}: this tokenizer needs more packages ({_one_line(error)}); install "
-            "scaledreamer[t5]"
-        ) from error
     except (OSError, ValueError) as error:
         raise ValueError(f"{folder}: cannot load the tokenizer: {_one_line(error)}") from error

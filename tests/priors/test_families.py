@@ -302,7 +302,7 @@ def test_a_missing_component_is_named(part: str, tmp_path: Path) -> None:
 
 def test_a_tiny_autoencoder_takes_the_vae_s_place(tmp_path: Path) -> None:
     folders.save_stable_diffusion(tmp_path / "sd", "epsilon")
-    tiny = folders.save_tiny_vae(tmp_path / "tiny")
+    tiny: Any = folders.save_tiny_vae(tmp_path / "tiny")
     prior = create("unet", tmp_path / "sd", tiny_vae=str(tmp_path / "tiny"))
     images = torch.rand(2, 3, 16, 16, requires_grad=True)
     latents = prior.encode(images)

@@ -6,7 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    PNDMScheduler,
+)
 
 from scaledreamer.priors import _schedule
 from scaledreamer.priors._schedule import FlowSchedule, Prediction, per_row, to_clean, to_noise
@@ -74,3 +81,64 @@ def _check_round_trip(
 def test_unknown_prediction_is_an_error() -> None:
     with pytest.raises(ValueError, match="got 'noise'; known are epsilon"):
         _schedule.from_scheduler_config({"prediction_type": "noise"})
+
+
+SD: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+FAMILIES = {
+    "Stable Diffusion 1": (PNDMScheduler, {**SD, "steps_offset": 1, "skip_prk_steps": True}),
+    "Stable Diffusion 2": (DDIMScheduler, {**SD, "prediction_type": "v_prediction"}),
+    "SDXL": (EulerDiscreteScheduler, {**SD, "steps_offset": 1}),
+    "DeepFloyd IF": (
+        DDPMScheduler,
+        {"beta_schedule": "squaredcos_cap_v2", "variance_type": "learned_range"},
+    ),
+    "PixArt": (DPMSolverMultistepScheduler, {"beta_start": 0.0001, "beta_end": 0.02}),
+    "zero terminal signal": (DDIMScheduler, {**SD, "rescale_betas_zero_snr": True}),
+}
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_each_family_s_scheduler_noises_as_we_do(family: str) -> None:
+    scheduler_class, options = FAMILIES[family]
+    scheduler: Any = scheduler_class(**options)
+    schedule, _ = _schedule.from_scheduler_config(dict(scheduler.config))
+    steps = torch.tensor([1, 400, 980])
+    clean, noise = torch.randn(2, 3, 2, 4, 4)
+    t = (steps + 1) / 1000
+    assert torch.equal(schedule.timestep(t), steps)
+    alpha, sigma = per_row(schedule.alpha(t), clean), per_row(schedule.sigma(t), clean)
+    if scheduler_class is EulerDiscreteScheduler:  # its latents are ours over alpha
+        scheduler.set_timesteps(1000)
+        expected = alpha * scheduler.add_noise(clean, noise, steps.float())
+    else:
+        scheduler.set_timesteps(1000)
+        expected = scheduler.add_noise(clean, noise, steps)
+    torch.testing.assert_close(alpha * clean + sigma * noise, expected, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+def test_a_step_to_an_earlier_time_is_diffusers(kind: Any) -> None:
+    scheduler: Any = DDIMScheduler(
+        **SD, prediction_type=kind, timestep_spacing="trailing", clip_sample=False
+    )
+    scheduler.set_timesteps(10)
+    schedule, _ = _schedule.from_scheduler_config(dict(scheduler.config))
+    x_t, output = torch.randn(2, 1, 3, 4, 4)
+    expected = scheduler.step(output, torch.tensor(599), x_t).prev_sample
+    now, then = ((schedule.alpha(t), schedule.sigma(t)) for t in torch.tensor([[0.6], [0.5]]))
+    found = then[0] * to_clean(kind, output, x_t, *now) + then[1] * to_noise(
+        kind, output, x_t, *now
+    )
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_step_along_a_flow_is_diffusers() -> None:
+    scheduler: Any = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    scheduler.set_timesteps(10)
+    x_t, output = torch.randn(2, 1, 3, 4, 4)
+    expected = scheduler.step(output, scheduler.timesteps[0], x_t).prev_sample
+    t, then = scheduler.sigmas[:1], scheduler.sigmas[1:2]
+    clean = to_clean("flow", output, x_t, 1 - t, t)
+    noise = to_noise("flow", output, x_t, 1 - t, t)
+    torch.testing.assert_close((1 - then) * clean + then * noise, expected, atol=1e-5, rtol=1e-5)
