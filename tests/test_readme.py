@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from scaledreamer.cli import evaluate, export, generate, toybox, train
+from scaledreamer.cli import evaluate, export, generate, prior, toybox, train
 from scaledreamer.config import load_config
 from scaledreamer.training.config import TrainConfig
 
@@ -24,6 +24,7 @@ PARSERS = {
     "evaluate": evaluate._parser,
     "export": export._parser,
     "toybox": toybox._parser,
+    "prior": prior._parser,
     ONE_STEP: runpy.run_path(str(ROOT / ONE_STEP))["create_parser"],
 }
 OTHERS = ("source", "tensorboard", "bash")
@@ -48,7 +49,7 @@ def test_there_are_exactly_two_set_up_commands():
 def test_commands_parse(words: list[str]):
     name = next(word for word in words if word in PARSERS)
     parser, arguments = PARSERS[name](), words[words.index(name) + 1 :]
-    has_commands = name == "toybox"  # which argparse does not mix with the rest
+    has_commands = name in ("toybox", "prior")  # which argparse does not mix with the rest
     options = (parser.parse_args if has_commands else parser.parse_intermixed_args)(arguments)
     if name == "train_amortized.py":
         load_config(TrainConfig, ROOT / options.config, options.overrides)
