@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from scaledreamer.cameras import ring
 from scaledreamer.config import build, component_module, component_names, to_dict
 from scaledreamer.interfaces import Guidance
+from scaledreamer.priors import unet
+from scaledreamer.rng import StepRng
 from tests.distillation.problems import TEXTS, Problem
+from tests.priors import folders
 
 PACKAGE = "scaledreamer.distillation"
 NAMES = component_names(PACKAGE)
@@ -93,3 +98,32 @@ def test_descent_leads_to_the_text(name: str) -> None:
 def test_config_survives_its_yaml(name: str) -> None:
     config = component_module(PACKAGE, name).Config()
     assert build(type(config), to_dict(config)) == config
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_prior_asked_in_chunks_gives_the_same_gradient(name: str, tmp_path: Path) -> None:
+    """With a real network, view words and perp-neg: up to five rows for each of six latents."""
+    torch.manual_seed(0)
+    folders.save_toybox(tmp_path)
+    cameras, texts = ring(2, (0.0, 120.0, 240.0)), ["a red box", "a blue ball"]
+    rng = StepRng(seed=11, step=3, sample_index=torch.arange(2))
+    gradients = []
+    for chunk_size in (0, 4, 7):
+        prior = unet.create(
+            unet.Config(
+                folder=str(tmp_path),
+                chunk_size=chunk_size,
+                use_view_words=True,
+                use_perp_neg=True,
+                bad_prompt="a green mug",
+            )
+        )
+        module = component_module(PACKAGE, name)
+        torch.manual_seed(1)  # the LoRA copy of vsd
+        distiller = module.create(module.Config(), prior)
+        latents = torch.randn(6, *prior.latent_shape, generator=torch.Generator().manual_seed(2))
+        latents.requires_grad_()
+        guidance = distiller(latents, prior.condition(texts, cameras), 3, rng)
+        gradients.append(torch.autograd.grad(guidance.losses[name], latents)[0])
+    for chunked in gradients[1:]:
+        torch.testing.assert_close(chunked, gradients[0], atol=1e-5, rtol=1e-4)
