@@ -10,6 +10,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.functional import group_norm, interpolate, layer_norm, scaled_dot_product_attention
 
+from scaledreamer.interfaces import TextEmbedding
+
 _GROUP = 16
 _HEAD = 32
 
@@ -30,20 +32,40 @@ def modulate(x: Tensor, scale_shift: Tensor) -> Tensor:
     return torch.addcmul(shift, x, 1 + scale)
 
 
-class Attention(nn.Module):
-    """Multi-head attention of [B, N, W] to a memory [B, L, W] (to itself without one)."""
+def pooled_text(text: TextEmbedding, pooled_dim: int | None) -> Float[Tensor, "B P"]:
+    """The pooled vectors, or for an encoder without any the mean of the real tokens' states.
 
-    def __init__(self, width: int) -> None:
+    Raises: ValueError for a text without what the generator was built for.
+    """
+    if pooled_dim is None:
+        real = text.mask[..., None].to(text.tokens.dtype)
+        return (text.tokens * real).sum(1) / real.sum(1)
+    if text.pooled is None:
+        raise ValueError("text: got no pooled vector; this generator was built with one")
+    return text.pooled
+
+
+class Attention(nn.Module):
+    """Multi-head attention of [B, N, W] to a memory [B, L, M] (to itself without one)."""
+
+    def __init__(
+        self,
+        width: int,
+        memory_width: int | None = None,
+        head_dim: int = _HEAD,
+        has_bias: bool = True,
+    ) -> None:
         super().__init__()
-        self.num_heads = width // _HEAD
+        self.num_heads = width // head_dim
+        self.head_dim = head_dim
         self.query = nn.Linear(width, width, bias=False)
-        self.key_value = nn.Linear(width, 2 * width, bias=False)
-        self.output = nn.Linear(width, width)
+        self.key_value = nn.Linear(memory_width or width, 2 * width, bias=False)
+        self.output = nn.Linear(width, width, bias=has_bias)
 
     def forward(
         self,
         x: Float[Tensor, "B N W"],
-        memory: Float[Tensor, "B L W"] | None = None,
+        memory: Float[Tensor, "B L M"] | None = None,
         mask: Bool[Tensor, "B L"] | None = None,
     ) -> Float[Tensor, "B N W"]:
         query = self.query(x)
@@ -62,7 +84,7 @@ class Attention(nn.Module):
         return self.output(attended.transpose(1, 2).flatten(2))
 
     def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.num_heads, _HEAD)).transpose(1, 2)
+        return x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
 
 
 class TransformerBlock(nn.Module):

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from scaledreamer.generators._layers import TransformerBlock, UpBlock, initial_scales
+from scaledreamer.generators._layers import TransformerBlock, UpBlock, initial_scales, pooled_text
 from scaledreamer.generators._triplane import SKY_DIMS, TriplaneField
 from scaledreamer.interfaces import MLPWeights, TextEmbedding, TriplaneStructure
 
@@ -115,7 +115,7 @@ class HyperTriplane(nn.Module):
         super().__init__()
         self.config = config
         width, style_dim = config.width, config.style_dim
-        self.is_pooled = pooled_dim is not None
+        self.pooled_dim = pooled_dim
         self.text = nn.Sequential(nn.LayerNorm(token_dim), nn.Linear(token_dim, width))
         inputs = pooled_dim if pooled_dim is not None else token_dim
         self.style_norm = nn.LayerNorm(inputs)
@@ -162,14 +162,7 @@ class HyperTriplane(nn.Module):
         if (latent is None) != (self.config.latent_dim == 0):
             got = "none" if latent is None else f"shape {tuple(latent.shape)}"
             raise ValueError(f"latent: got {got}; expected [B, {self.config.latent_dim}]")
-        if self.is_pooled:
-            if text.pooled is None:
-                raise ValueError("text: got no pooled vector; this generator was built with one")
-            pooled = text.pooled
-        else:
-            real = text.mask[..., None].to(text.tokens.dtype)
-            pooled = (text.tokens * real).sum(1) / real.sum(1)
-        pooled = self.style_norm(pooled)
+        pooled = self.style_norm(pooled_text(text, self.pooled_dim))
         if latent is not None:
             pooled = torch.cat((pooled, latent), dim=-1)
         return self.style(pooled)
