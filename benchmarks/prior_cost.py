@@ -31,6 +31,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 from scaledreamer.cli.errors import Parser, run
 from scaledreamer.config import load_config
 from scaledreamer.encoders import clip_text
+from scaledreamer.encoders._pretrained import as_loaded
 from scaledreamer.kernels.backend import use_backend
 from scaledreamer.priors import flux, mvdream, pixart, sd3, unet
 from scaledreamer.priors._diffusion import precision
@@ -86,6 +87,10 @@ def _clip(width: int, layers: int, heads: int, inner: int) -> CLIPTextModel:
     )
 
 
+def _xl() -> UNet2DConditionModel:
+    return UNet2DConditionModel(**_XL)
+
+
 def _t5() -> T5EncoderModel:
     return T5EncoderModel(
         T5Config(
@@ -95,7 +100,6 @@ def _t5() -> T5EncoderModel:
             num_layers=24,
             num_heads=64,
             feed_forward_proj="gated-gelu",
-            tie_word_embeddings=False,
         )
     )
 
@@ -150,7 +154,7 @@ CASES = (
         "Stable Diffusion XL",
         unet,
         unet.UNetPrior,
-        lambda: UNet2DConditionModel(**_XL),
+        _xl,
         1024,
         (CLIP_L, CLIP_G),
         (77, 2048, 1280),
@@ -219,8 +223,12 @@ def build(case: Case, size_px: int, dtype: str) -> Any:
     with torch.device(device):
         network, vae = case.network(), AutoencoderKL(**{**_VAE, **case.vae})
         towers = [tower() for tower in case.towers]
-    for module in (network, vae, *towers):
-        nn.Module.to(module, getattr(torch, dtype)).eval().requires_grad_(False)
+    kind = getattr(torch, dtype)
+    overflows = case.network is _xl and kind == torch.float16
+    as_loaded(network, kind)
+    as_loaded(vae, torch.float32 if overflows else kind)
+    for tower in towers:
+        as_loaded(tower, kind if isinstance(tower, T5EncoderModel) else torch.float32)
     space = LatentSpace(vae, lambda: precision(config, device), torch.device(device))
     schedule = FlowSchedule() if case.is_flow else cosine_schedule()
     prediction = "flow" if case.is_flow else "epsilon"

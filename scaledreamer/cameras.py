@@ -77,6 +77,9 @@ class CameraDistribution:
     """Range; drawn uniformly in the angle."""
     azimuth_layout: Literal["spread", "independent"] = "spread"
     """spread: the V views of a scene stand 360/V apart, turned by one random angle."""
+    share_views: bool = False
+    """One elevation, distance and field of view for all views of a prompt, as multi-view priors
+    were trained; False draws them for each view."""
 
     def __post_init__(self) -> None:
         for name in ("distance", "fov_deg", "elevation_deg"):
@@ -95,7 +98,8 @@ class CameraDistribution:
 
         def draw(stream: str, bounds: tuple[float, float]) -> Tensor:
             low, high = bounds
-            return low + (high - low) * rng.uniform(f"camera/{stream}", num_views)
+            u = rng.uniform(f"camera/{stream}", 1 if self.share_views else num_views)
+            return low + (high - low) * u.expand(-1, num_views)
 
         turn = rng.uniform("camera/azimuth", num_views)
         if self.azimuth_layout == "spread":

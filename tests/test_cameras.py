@@ -148,3 +148,16 @@ def test_ranges_outside_another_distribution_are_named() -> None:
 def test_impossible_ranges_are_refused(ranges: dict[str, tuple[float, float]], name: str) -> None:
     with pytest.raises(ValueError, match=rf"^cameras\.{name}: got"):
         replace(CameraDistribution(), **ranges)
+
+
+def test_shared_views_differ_in_azimuth_alone():
+    distribution = CameraDistribution(
+        distance=(2.0, 3.0), elevation_deg=(0.0, 30.0), fov_deg=(30.0, 50.0), share_views=True
+    )
+    cameras = distribution.sample(4, StepRng(0, 0, torch.arange(3)))
+    for values in (cameras.distance, cameras.elevation_deg, cameras.fov_deg):
+        assert values.shape == (3, 4)
+        assert torch.equal(values, values[:, :1].expand(3, 4))
+        assert len(values.unique()) == 3
+    steps = (cameras.azimuth_deg.diff(dim=1) + 360) % 360
+    torch.testing.assert_close(steps, torch.full((3, 3), 90.0), atol=1e-3, rtol=0)

@@ -63,13 +63,6 @@ def test_python_imports_exist():
                 assert all(hasattr(module, alias.name) for alias in node.names)
 
 
-def test_the_real_priors_configuration_is_valid(tmp_path: Path):
-    for number, block in enumerate(_blocks("yaml")):
-        path = tmp_path / f"{number}.yaml"
-        path.write_text(block, encoding="utf-8")
-        assert load_config(TrainConfig, path, []).prior.name == "unet"
-
-
 def test_links_and_pictures_are_there():
     targets = re.findall(r"\]\(([^)#:]+)\)", README)
     assert targets

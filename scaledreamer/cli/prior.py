@@ -17,9 +17,9 @@ from rich.table import Table
 from scaledreamer.cameras import ring
 from scaledreamer.cli._output import DEVICES, choose_device
 from scaledreamer.cli.errors import Parser, run
-from scaledreamer.config import build, component_module
+from scaledreamer.config import component_module, load_config
 from scaledreamer.encoders._pretrained import locate
-from scaledreamer.priors import _folder, _mvdream_checkpoint
+from scaledreamer.priors import _folder, _mvdream_checkpoint, flux
 from scaledreamer.storage import atomic_write
 
 PROMPT = "a red mug with a white handle"
@@ -39,9 +39,14 @@ def _parser() -> argparse.ArgumentParser:
         "folder", metavar="FOLDER|ID", help="pipeline folder, hub id or toybox:prior"
     )
     check.add_argument("--prompt", default=PROMPT)
-    check.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
-    check.add_argument("--image-px", type=int, default=0, help="0: the network's own size")
-    check.add_argument("--guidance-scale", type=float, default=5.0)
+    check.add_argument(
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="a=b",
+        help="settings of the prior's configuration, as dtype=float16 image_px=512",
+    )
+    check.add_argument("--guidance-scale", type=float, help="default: 5, for flux 1")
     check.add_argument("--steps", type=int, default=20, help="of sampling; 0: no picture")
     check.add_argument("--seed", type=int, default=0)
     check.add_argument("--device", choices=DEVICES, default="auto")
@@ -65,7 +70,13 @@ def _prior(options: argparse.Namespace) -> None:
         raise ValueError(f"--steps: got {options.steps}; 0 or more")
     if options.steps and not options.output.parent.is_dir():
         raise ValueError(f"--output: no folder {options.output.parent}; make it first")
-    _check(options)
+    try:
+        _check(options)
+    except torch.OutOfMemoryError as error:
+        raise ValueError(
+            f"out of memory ({' '.join(str(error).split())[:120]}); try dtype=float16, "
+            "image_px or use_offload=true"
+        ) from error
 
 
 @torch.no_grad()
@@ -73,8 +84,8 @@ def _check(options: argparse.Namespace) -> None:
     device = choose_device(options.device)
     name = _folder.family_of(locate(options.folder, "FOLDER|ID"))
     module = component_module(_PACKAGE, name)
-    values = {"folder": options.folder, "dtype": options.dtype, "image_px": options.image_px}
-    prior = module.create(build(module.Config, values), device)
+    config = load_config(module.Config, None, [f"folder={options.folder}", *options.set])
+    prior = module.create(config, device)
     views = prior.num_views
     cameras = ring(1, tuple(360.0 * view / views for view in range(views))).to(device)
     condition = prior.condition([options.prompt], cameras)
@@ -113,7 +124,7 @@ def _measure(prior: Any, condition: Any, facts: dict[str, Any]) -> None:
     facts["predict"] = f"error at t = 0.5 {error:.3f}, {time.perf_counter() - start:.2f} s"
     for what, values in (("encode", latents), ("predict", predicted)):
         if not values.isfinite().all():
-            raise ValueError(f"{what}: gives values that are not finite; try another --dtype")
+            raise ValueError(f"{what}: gives values that are not finite; try another dtype")
 
 
 def _rms(values: torch.Tensor) -> float:
@@ -130,7 +141,10 @@ def _print(facts: dict[str, Any]) -> None:
 
 def _sample(prior: Any, condition: Any, options: argparse.Namespace) -> None:
     generator = torch.Generator().manual_seed(options.seed)
-    images = prior.sample(condition, options.steps, options.guidance_scale, generator=generator)
+    scale = options.guidance_scale
+    if scale is None:
+        scale = 1.0 if isinstance(prior, flux.FluxPrior) else 5.0  # its guidance is built in
+    images = prior.sample(condition, options.steps, scale, generator=generator)
     row = torch.cat(list(images), dim=-1).movedim(0, -1)
     with atomic_write(options.output, "wb") as file:
         Image.fromarray((row * 255).round().byte().cpu().numpy()).save(file, "PNG")

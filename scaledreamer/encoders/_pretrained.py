@@ -22,13 +22,17 @@ from scaledreamer.storage import read_json, resolve_folder, sha256_file
 _HUB_ID = re.compile(r"([\w.-]+/[\w.-]+?)(?:@([\w./-]+))?")
 _TEXT_FILES = (".json", ".txt", ".model")
 """Configurations and tokenizers; taken whole, since they are small."""
+_ROOT_FILES = ("model_index.json", "config.json")
+_STEMS = ("model", "diffusion_pytorch_model")
+_SNAPSHOT = re.compile(r"/models--([^/]+)/snapshots/([0-9a-f]{40})(/.*)?$")
 
 
 def locate(spec: str, field: str = "folder") -> Path:
     """The folder of a model that a user named: `toybox:prior`, a path, or a hub id `OWNER/NAME`.
 
-    A hub id may end in `@REVISION`; what is not in the local cache is downloaded: configurations,
-    tokenizers and safetensors weights, of each component in one precision.
+    A hub id may end in `@REVISION`. What the local cache holds of it is taken as it is, so that a
+    run resumes with the weights it began with; else configurations and tokenizers are downloaded,
+    and weights when `load_pretrained` wants them.
     Raises: ValueError, naming the configuration's `field`, when there is no such folder or
     repository, or the hub can't be reached.
     """
@@ -39,40 +43,56 @@ def locate(spec: str, field: str = "folder") -> Path:
             return resolve_folder(spec)
         except ValueError as error:
             raise ValueError(f"{field}: {error}, or a hub id OWNER/NAME") from error
-    return _from_hub(match[1], match[2], field)
-
-
-def _from_hub(repository: str, revision: str | None, field: str) -> Path:
+    repository, revision = match[1], match[2]
     try:
-        files = wanted_files(list_repo_files(repository, revision=revision))
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=files))
-    except (OSError, HTTPError, HFValidationError) as error:
-        problem = _one_line(error)
-    try:
-        return Path(snapshot_download(repository, revision=revision, local_files_only=True))
+        found = Path(snapshot_download(repository, revision=revision, local_files_only=True))
+        if any((found / name).is_file() for name in _ROOT_FILES):
+            return found
     except (OSError, HFValidationError):
+        pass  # not in the cache: ask the hub
+    try:
+        patterns = [f"*{suffix}" for suffix in _TEXT_FILES]
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
+    except (OSError, HTTPError, HFValidationError) as error:
         raise ValueError(
             f"{field}: got {repository!r}; no such folder, nor in the local cache, and the hub "
-            f"gave none ({problem}); give a downloaded folder, or check name and network"
+            f"gave none ({_one_line(error)}); give a downloaded folder, or check name and network"
         ) from None
 
 
-def wanted_files(names: Iterable[str]) -> list[str]:
-    """Of a repository's files, those that are read here.
+def _fetch_weights(folder: Path) -> None:
+    """Downloads a model's weights where its folder lies in a snapshot of the hub's cache.
 
-    At most one folder deep; of safetensors weights the full precision, or else "fp16".
+    Raises: ValueError when the hub can't be reached or has none.
     """
-    names = [name for name in names if name.count("/") <= 1]
-    weights = [name for name in names if name.endswith(".safetensors")]
-    taken = [name for name in names if name.endswith(_TEXT_FILES)]
-    for folder in sorted({name.rpartition("/")[0] for name in weights}):
-        here = [name for name in weights if name.rpartition("/")[0] == folder]
-        plain = [name for name in here if _variant(name) is None]
-        if not folder:  # single-file checkpoints of the whole pipeline lie at the top
-            plain = [name for name in plain if name.startswith("model")]
-            here = plain
-        taken += plain or [name for name in here if _variant(name) == "fp16"]
-    return sorted(taken)
+    snapshot = _SNAPSHOT.search(folder.as_posix())
+    if snapshot is None:
+        return
+    repository, commit, inner = snapshot[1].replace("--", "/", 1), snapshot[2], snapshot[3] or ""
+    try:
+        names = list_repo_files(repository, revision=commit)
+        wanted = wanted_weights(names, inner.strip("/"))
+        snapshot_download(repository, revision=commit, allow_patterns=wanted)
+    except (OSError, HTTPError) as error:
+        raise ValueError(
+            f"{folder}: has no weights yet, and the hub gave none ({_one_line(error)}); check the "
+            "network, or give a downloaded folder"
+        ) from error
+
+
+def wanted_weights(names: Iterable[str], folder: str) -> list[str]:
+    """Of a repository's files, a folder's safetensors in full precision, or else "fp16".
+
+    At the top lie whole pipelines in one file, too: there only files that a model's class names.
+    """
+    here = [
+        name
+        for name in names
+        if name.rpartition("/")[0] == folder and name.endswith(".safetensors")
+    ]
+    here = [name for name in here if name.rpartition("/")[2].startswith(_STEMS)]
+    plain = [name for name in here if _variant(name) is None]
+    return sorted(plain or [name for name in here if _variant(name) == "fp16"])
 
 
 def _variant(name: str) -> str | None:
@@ -111,7 +131,7 @@ def content_hash(folder: Path, stem: str, device: torch.device | str = "cpu") ->
 
 
 @contextmanager
-def _without_progress_bar() -> Iterator[None]:
+def without_progress_bar() -> Iterator[None]:
     """transformers draws one for every model it loads, into a user's terminal."""
     was_enabled = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
@@ -137,13 +157,14 @@ def load_pretrained(
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder / 'config.json'}: missing")
     if torch.device(device).type == "meta":
-        model = _without_weights(model_class, folder)
-        return torch.nn.Module.to(model, dtype).eval().requires_grad_(False)
+        return as_loaded(_without_weights(model_class, folder), dtype)
+    if not any(folder.glob(f"{stem}*.safetensors")):
+        _fetch_weights(folder)
     _, variant = weight_files(folder, stem)
     is_diffusers = model_class.__module__.startswith("diffusers")
     options = {"torch_dtype" if is_diffusers else "dtype": dtype}
     try:
-        with _without_progress_bar():
+        with without_progress_bar():
             model, info = model_class.from_pretrained(
                 folder,
                 variant=variant,
@@ -161,6 +182,17 @@ def load_pretrained(
     return model.to(device).eval().requires_grad_(False)
 
 
+def as_loaded(model: Any, dtype: torch.dtype) -> Any:
+    """A model that was built, frozen and in the precision that loading it gives its parts."""
+    torch.nn.Module.to(model, dtype)
+    kept = getattr(model, "_keep_in_fp32_modules", None) or ()
+    if dtype == torch.float16:
+        for name, weight in model.named_parameters():
+            if any(part in kept for part in name.split(".")):
+                weight.data = weight.data.float()
+    return model.eval().requires_grad_(False)
+
+
 def _without_weights(model_class: Any, folder: Path) -> Any:
     config = read_json(folder / "config.json")
     with torch.device("meta"):
@@ -173,7 +205,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     if not (folder / "tokenizer_config.json").is_file():
         raise ValueError(f"{folder / 'tokenizer_config.json'}: missing; a tokenizer is needed")
     is_pieces = any(folder.glob("*.model")) and not (folder / "tokenizer.json").is_file()
-    if is_pieces and find_spec("sentencepiece") is None:
+    if is_pieces and None in map(find_spec, ("sentencepiece", "google.protobuf")):
         raise ValueError(f"{folder}: a SentencePiece model needs scaledreamer[t5]; install it")
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)

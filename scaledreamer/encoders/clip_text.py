@@ -134,7 +134,11 @@ class ClipTextEncoder:
 
 
 def wrap(
-    model: Any, folder: Path, tokenizer_folder: Path, use_penultimate: bool = False
+    model: Any,
+    folder: Path,
+    tokenizer_folder: Path,
+    use_penultimate: bool = False,
+    is_hashed: bool = True,
 ) -> ClipTextEncoder:
     """The text side of a loaded CLIPModel, CLIPTextModelWithProjection or CLIPTextModel."""
     device = next(model.parameters()).device
@@ -142,7 +146,7 @@ def wrap(
         getattr(model, "text_model", model),
         getattr(model, "text_projection", None),
         load_tokenizer(tokenizer_folder),
-        f"clip-text:{content_hash(folder, 'model', device)}",
+        f"clip-text:{content_hash(folder, 'model', device) if is_hashed else folder.name}",
         use_penultimate,
     )
 
@@ -166,8 +170,12 @@ def load_part(
     tokenizer: Path,
     device: torch.device | str = "cpu",
     use_penultimate: bool = False,
+    is_hashed: bool = True,
 ) -> ClipTextEncoder:
-    """One tower of a pipeline that may have several, from its two folders; float32."""
+    """One tower of a pipeline that may have several, from its two folders; float32.
+
+    Without `is_hashed` its id is the folder's name, and weights are not read twice.
+    """
     config_path = weights / "config.json"
     if not config_path.is_file():
         raise ValueError(f"{config_path}: missing; name a CLIP folder or a diffusers pipeline")
@@ -177,4 +185,4 @@ def load_part(
     if model_class is CLIPTextModel and config.get("model_type") != "clip_text_model":
         raise ValueError(f"{config_path}: got a {name}; need a CLIP text model")
     model = load_pretrained(model_class, weights, "model", device=device)
-    return wrap(model, weights, tokenizer, use_penultimate)
+    return wrap(model, weights, tokenizer, use_penultimate, is_hashed)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, T5EncoderModel
 
-from scaledreamer.encoders._pretrained import content_hash, load_pretrained, load_tokenizer
+from scaledreamer.encoders._pretrained import load_pretrained, load_tokenizer
 from scaledreamer.interfaces import TextEmbedding
 
 _NUM_WARNINGS = 100
@@ -95,12 +95,14 @@ def load_part(
 ) -> T5TextEncoder:
     """The T5 of a pipeline, from its two folders, in `dtype`; its states come as float32.
 
+    Its id is its folder's name: hashing up to 19 GB at every start would serve nobody.
+
     Raises: ValueError naming what is missing or broken.
     """
     return T5TextEncoder(
         load_pretrained(T5EncoderModel, weights, "model", dtype, device),
         load_tokenizer(tokenizer),
-        f"t5-text:{content_hash(weights, 'model', device)}",
+        f"t5-text:{weights.name}",
         max_tokens,
         use_mask,
         use_lower_case,

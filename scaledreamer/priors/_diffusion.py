@@ -122,6 +122,12 @@ class DiffusionPrior:
         found = {"network": [parts.network], "vae": parts.space.modules, "text": parts.text.modules}
         return {name: modules for name, modules in found.items() if modules}
 
+    def idle(self) -> list[nn.Module]:
+        """What stays on the CPU while a step runs."""
+        return (
+            [*self._parts.text.modules, *self._parts.space.idle] if self._config.use_offload else []
+        )
+
     def blank_rows(self, count: int) -> ConditionRows:
         """Rows of the right shapes on the prior's device, of no meaning: for estimates."""
         text = self._parts.text

@@ -140,7 +140,10 @@ class Folder:
         folder = self.part(component, names or (model_class.__name__,))
         return load_pretrained(model_class, folder, _STEM, self.dtype, self.device)
 
-    def space(self, tiny_vae: str = "", use_offload: bool = False) -> ImageSpace:
+    def space(
+        self, tiny_vae: str = "", use_offload: bool = False, may_overflow: bool = False
+    ) -> ImageSpace:
+        """Of a VAE that `may_overflow` float16, the configuration says whether it does."""
         if self.card.space == "pixel":
             return PixelSpace(self.card.patch)
         if tiny_vae:
@@ -148,8 +151,9 @@ class Folder:
         else:
             folder, model_class = self.part("vae", ("AutoencoderKL",)), AutoencoderKL
         dtype = self.dtype
-        if read_json(folder / "config.json").get("force_upcast") and dtype == torch.float16:
-            dtype = torch.float32  # its activations leave float16's range
+        is_low = dtype == torch.float16 and may_overflow and not tiny_vae
+        if is_low and read_json(folder / "config.json").get("force_upcast", True):
+            dtype = torch.float32
         vae = load_pretrained(model_class, folder, _STEM, dtype, self.device)
         return LatentSpace(vae, self._precision, self.device, use_offload)
 
@@ -160,7 +164,7 @@ class Folder:
         classes = ("CLIPTextModel", "CLIPTextModelWithProjection")
         weights = self.part(f"text_encoder{number}", classes)
         tokenizer = self.part(f"tokenizer{number}", file="tokenizer_config.json")
-        return clip_text.load_part(weights, tokenizer, on, use_penultimate)
+        return clip_text.load_part(weights, tokenizer, on, use_penultimate, is_hashed=False)
 
     def t5(
         self,
@@ -178,7 +182,8 @@ class Folder:
             max_tokens,
             use_mask,
             use_lower_case,
-            self.dtype,
+            # on a CPU, float16 is many times slower than bfloat16
+            torch.bfloat16 if on.type == "cpu" and self.dtype == torch.float16 else self.dtype,
             on,
         )
 
@@ -188,8 +193,11 @@ class Folder:
 
     def schedule(self) -> tuple[VPSchedule | FlowSchedule, Prediction]:
         file = "scheduler_config.json"
-        config = read_json(self.part("scheduler", file=file) / file)
-        return from_scheduler_config(config, self.device)
+        path = self.part("scheduler", file=file) / file
+        try:
+            return from_scheduler_config(read_json(path), self.device)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
 
     def check(self, component: str, network: Any, fits: Mapping[str, Any]) -> None:
         """Raises: ValueError naming the first key of the network's configuration that differs."""

@@ -28,6 +28,11 @@ class ImageSpace(Protocol):
         """What it keeps in memory."""
         ...
 
+    @property
+    def idle(self) -> list[nn.Module]:
+        """What of it only decoding needs."""
+        ...
+
     def encode(self, images: Float[Tensor, "N 3 H W"]) -> Tensor: ...
 
     def decode(self, latents: Tensor) -> Float[Tensor, "N 3 H W"]: ...
@@ -44,6 +49,10 @@ class PixelSpace:
 
     @property
     def modules(self) -> list[nn.Module]:
+        return []
+
+    @property
+    def idle(self) -> list[nn.Module]:
         return []
 
     def encode(self, images: Float[Tensor, "N 3 H W"]) -> Tensor:
@@ -85,6 +94,10 @@ class LatentSpace:
     @property
     def modules(self) -> list[nn.Module]:
         return [self._vae]
+
+    @property
+    def idle(self) -> list[nn.Module]:
+        return [] if self._is_tiny else [self._vae.decoder]
 
     def encode(self, images: Float[Tensor, "N 3 H W"]) -> Tensor:
         with self._precision():

@@ -21,13 +21,21 @@ from diffusers.loaders.single_file_utils import (
     convert_open_clip_checkpoint,
 )
 from torch import Tensor
-from transformers import CLIPTextConfig
+from transformers import CLIPTextConfig, CLIPTextModel
 
-from scaledreamer.encoders._pretrained import load_tokenizer, locate
+from scaledreamer.encoders._pretrained import load_tokenizer, locate, without_progress_bar
 from scaledreamer.priors._folder import CARD_FILE, INDEX_FILE
 from scaledreamer.storage import atomic_folder, load_tensors, save_tensors, write_json
 
 State = Mapping[str, Tensor]
+
+
+class Weights(dict[str, Tensor]):
+    """Of a checkpoint; asking for one that is missing is a user's error."""
+
+    def __missing__(self, name: str) -> Tensor:
+        raise ValueError(f"checkpoint: has no {name}; is it MVDream's?")
+
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 OPEN_CLIP, CLIP = "cond_stage_model.model.", "cond_stage_model.transformer."
@@ -120,11 +128,11 @@ def require_known(state: State) -> None:
 
 def convert_unet(state: State) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Configuration, read off the shapes, and weights of a stock UNet."""
-    own = {
-        name.replace(f"{UNET}camera_embed.", f"{UNET}label_emb.0."): weight
+    own = Weights(
+        (name.replace(f"{UNET}camera_embed.", f"{UNET}label_emb.0."), weight)
         for name, weight in state.items()
         if name.startswith(UNET)
-    }
+    )
     for name in (
         "input_blocks.0.0.weight",
         "camera_embed.0.weight",
@@ -177,7 +185,7 @@ def _num_blocks(own: State, num_levels: int) -> int:
 
 
 def convert_vae(state: State) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    own = {name: weight for name, weight in state.items() if name.startswith(VAE)}
+    own = Weights((name, weight) for name, weight in state.items() if name.startswith(VAE))
     num_levels = len({name.split(".")[3] for name in own if name.startswith(f"{VAE}encoder.down.")})
     if not num_levels:
         raise ValueError(f"checkpoint: has no {VAE}encoder.down; is it MVDream's?")
@@ -191,6 +199,7 @@ def convert_vae(state: State) -> tuple[dict[str, Any], dict[str, Tensor]]:
         "latent_channels": own[f"{VAE}post_quant_conv.weight"].shape[1],
         "sample_size": SIZE_PX,
         "scaling_factor": 0.18215,
+        "force_upcast": False,
     }
     return config, _checked(
         "vae", AutoencoderKL, config, own, convert_ldm_vae_checkpoint(own, config)
@@ -200,10 +209,12 @@ def convert_vae(state: State) -> tuple[dict[str, Any], dict[str, Tensor]]:
 def convert_text(state: State) -> tuple[CLIPTextConfig, dict[str, Tensor]]:
     """OpenCLIP's tower without its last layer (Stable Diffusion 2), or CLIP's (1.5)."""
     if f"{OPEN_CLIP}positional_embedding" in state:
-        own = {n: w for n, w in state.items() if n.startswith(OPEN_CLIP) and n not in UNUSED}
+        own = Weights(
+            (n, w) for n, w in state.items() if n.startswith(OPEN_CLIP) and n not in UNUSED
+        )
         layers = {int(n.split(".")[4]) for n in own if ".resblocks." in n}
         last = f"{OPEN_CLIP}transformer.resblocks.{max(layers)}."
-        own = {name: weight for name, weight in own.items() if not name.startswith(last)}
+        own = Weights((n, w) for n, w in own.items() if not n.startswith(last))
         length, width = own[f"{OPEN_CLIP}positional_embedding"].shape
         inner = own[f"{OPEN_CLIP}transformer.resblocks.0.mlp.c_fc.weight"].shape[0]
         words = own[f"{OPEN_CLIP}token_embedding.weight"].shape[0]
@@ -211,7 +222,9 @@ def convert_text(state: State) -> tuple[CLIPTextConfig, dict[str, Tensor]]:
         tower: Any = type("Tower", (), {"config": config})
         converted = convert_open_clip_checkpoint(tower, own, OPEN_CLIP)
     elif f"{CLIP}text_model.embeddings.position_embedding.weight" in state:
-        own = {n: w for n, w in state.items() if n.startswith(CLIP) and "position_ids" not in n}
+        own = Weights(
+            (n, w) for n, w in state.items() if n.startswith(CLIP) and "position_ids" not in n
+        )
         length, width = own[f"{CLIP}text_model.embeddings.position_embedding.weight"].shape
         inner = own[f"{CLIP}text_model.encoder.layers.0.mlp.fc1.weight"].shape[0]
         words = own[f"{CLIP}text_model.embeddings.token_embedding.weight"].shape[0]
@@ -220,6 +233,14 @@ def convert_text(state: State) -> tuple[CLIPTextConfig, dict[str, Tensor]]:
         converted = convert_ldm_clip_checkpoint(own)
     else:
         raise ValueError(f"checkpoint: has no text tower under {OPEN_CLIP} or {CLIP}")
+    with torch.device("meta"):
+        expected = CLIPTextModel(config).state_dict()
+    bare = {name.removeprefix("text_model."): weight for name, weight in converted.items()}
+    _require_same(
+        "text_encoder",
+        {name.removeprefix("text_model."): weight for name, weight in expected.items()},
+        bare,
+    )
     _require_all("text_encoder", own, converted)
     return config, converted
 
@@ -248,6 +269,13 @@ def _checked(
     """The converted weights, when they are the model's, name by name and shape by shape."""
     with torch.device("meta"):
         expected = model_class.from_config(dict(config)).state_dict()
+    _require_same(part, expected, converted)
+    _require_all(part, own, converted)
+    return converted
+
+
+def _require_same(part: str, expected: State, converted: State) -> None:
+    """Raises: ValueError naming a weight that is missing, of another shape, or without a place."""
     for name, weight in expected.items():
         if name not in converted or converted[name].shape != weight.shape:
             got = "missing" if name not in converted else f"of shape {tuple(converted[name].shape)}"
@@ -256,8 +284,6 @@ def _checked(
             )
     if extra := sorted(set(converted) - set(expected)):
         raise ValueError(f"checkpoint: {part} weight {extra[0]} has no place in the network")
-    _require_all(part, own, converted)
-    return converted
 
 
 def _require_all(part: str, own: State, converted: State) -> None:
@@ -273,7 +299,8 @@ def _save(model_class: Any, config: Mapping[str, Any], weights: State, folder: P
     with torch.device("meta"):
         model = model_class.from_config(dict(config))
     model.load_state_dict({n: w.contiguous() for n, w in weights.items()}, assign=True)
-    model.save_pretrained(folder)
+    with without_progress_bar():
+        model.save_pretrained(folder)
 
 
 def _tokenizer_folder(spec: str) -> Path:

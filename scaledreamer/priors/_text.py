@@ -141,10 +141,10 @@ class PooledBesideTokens:
 
 
 class OffloadedText:
-    """Encoders that stay on the CPU; what they gave is remembered, the last `size` texts of it."""
+    """Encoders that stay on the CPU; what they gave is remembered, the latest `max_bytes` of it."""
 
-    def __init__(self, inner: TextSide, device: torch.device, size: int = 4096) -> None:
-        self._inner, self._device, self._size = inner, device, size
+    def __init__(self, inner: TextSide, device: torch.device, max_bytes: int = 1 << 30) -> None:
+        self._inner, self._device, self._max_bytes = inner, device, max_bytes
         self._known: dict[str, TextEmbedding] = {}
         self.encoder_id = inner.encoder_id
         self.token_dim, self.pooled_dim = inner.token_dim, inner.pooled_dim
@@ -159,9 +159,12 @@ class OffloadedText:
         if new:
             encoded = self._inner(new)
             for row, text in enumerate(new):
-                self._known[text] = encoded[row : row + 1]
+                one = encoded[row : row + 1]
+                pooled = None if one.pooled is None else one.pooled.clone()
+                self._known[text] = replace(one, tokens=one.tokens.clone(), pooled=pooled)
         found = TextEmbedding.cat([self._known[text] for text in texts]).to(self._device)
-        for text in list(self._known)[: max(0, len(self._known) - self._size)]:
+        size = max(found.tokens[0].nbytes, 1)
+        for text in list(self._known)[: max(0, len(self._known) - self._max_bytes // size)]:
             del self._known[text]
         return found
 

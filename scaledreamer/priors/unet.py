@@ -84,7 +84,8 @@ class UNetPrior(_diffusion.DiffusionPrior):
 def read_parts(folder: Folder, config: _diffusion.Config) -> Parts:
     """Raises: ValueError naming the file that is missing or does not fit the others."""
     unet = folder.network("unet", UNet2DConditionModel)
-    space = folder.space(config.tiny_vae, config.use_offload)
+    is_xl = unet.config["addition_embed_type"] == "text_time"
+    space = folder.space(config.tiny_vae, config.use_offload, may_overflow=is_xl)
     text = _text(folder, config.use_offload)
     schedule, prediction = folder.schedule()
     _check_fit(folder, unet, space.channels, text)

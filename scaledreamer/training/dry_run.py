@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from scaledreamer.config import to_yaml
 from scaledreamer.encoders import clip_text
+from scaledreamer.encoders._pretrained import locate
 from scaledreamer.interfaces import TextEmbedding, TextEncoder
 from scaledreamer.kernels.backend import use_backend
 from scaledreamer.rendering.volume import render
@@ -71,11 +72,14 @@ class _PriorLines:
 
 def _prior_lines(config: TrainConfig) -> _PriorLines:
     """From the shapes of its configuration; no weights are read."""
-    try:
-        prior = create_component(PRIORS, config.prior, "meta")
-        check_views(config, prior)
-    except ValueError as error:
-        return _PriorLines((f"  prior        not counted: {error}",))
+    folder = getattr(config.prior.config, "folder", None)
+    if folder:
+        try:
+            locate(folder, "prior.folder")
+        except ValueError as error:
+            return _PriorLines((f"  prior        not counted: {error}",))
+    prior = create_component(PRIORS, config.prior, "meta")
+    check_views(config, prior)
     if not hasattr(prior, "blank_rows"):
         return _PriorLines(("  prior        0 frozen",), is_counted=True)
     cost = prior_cost(config, prior)
@@ -88,6 +92,7 @@ def _prior_lines(config: TrainConfig) -> _PriorLines:
         f" {_mib(cost.encode.peak_bytes)} at once,",
         f"               the network's pass {_mib(cost.predict.peak_bytes)}"
         " (attention counted as fused; prior.chunk_size, dtype and image_px lower it)",
+        *((f"               and {_mib(cost.idle_bytes)} on the CPU",) if cost.idle_bytes else ()),
         f"compute per step and process: prior {cost.flops / 1e9:,.1f} GFLOP"
         f" ({cost.rows} rows {cost.predict_flops / 1e9:,.1f}, encoding there and back"
         f" {3 * cost.encode.flops / 1e9:,.1f})",

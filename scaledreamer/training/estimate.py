@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -136,77 +136,114 @@ class PriorCost:
     parameters: Mapping[str, int]
     """By component."""
     weight_bytes: int
+    """On the device."""
+    idle_bytes: int
+    """Of weights that stay on the CPU."""
     num_images: int
     rows: int
-    """Rows that the network sees in a step."""
+    """Rows that the network sees in a step without gradient."""
     encode: Cost
     """Of all renders, with the gradient's path."""
     predict: Cost
     """Of as many rows as the network takes at once."""
     predict_flops: int
     """Of all rows."""
+    lora: Cost
+    """Of what a loss trains on the renders: its forward pass."""
 
     @property
     def peak_bytes(self) -> int:
-        """Weights, and the larger of what encoding keeps or predicting needs beside it."""
-        at_encoding = self.encode.peak_bytes
-        at_predicting = self.encode.saved_bytes + self.predict.peak_bytes
-        return self.weight_bytes + max(at_encoding, at_predicting)
+        """Weights, and beside them the most that encoding, predicting or a LoRA copy need."""
+        kept = self.encode.saved_bytes
+        moments = (
+            self.encode.peak_bytes,
+            kept + self.predict.peak_bytes,
+            kept + self.lora.peak_bytes,
+        )
+        return self.weight_bytes + max(moments)
 
     @property
     def flops(self) -> int:
-        """Encoding forward and back (twice the forward), and predicting forward."""
-        return 3 * self.encode.flops + self.predict_flops
+        """Encoding and a LoRA copy there and back (three times forward), predicting forward."""
+        return 3 * (self.encode.flops + self.lora.flops) + self.predict_flops
 
 
 def prior_cost(config: TrainConfig, prior: Any) -> PriorCost:
-    """Of a prior on the device "meta" that offers `components` and `blank_rows`."""
-    counts, weight_bytes = {}, 0
+    """Of a prior on the device "meta" that offers `components`, `idle` and `blank_rows`."""
+    counts, num_bytes = {}, 0
     for name, modules in prior.components().items():
         weights = [weight for module in modules for weight in module.parameters()]
         counts[name] = sum(weight.numel() for weight in weights)
-        weight_bytes += sum(weight.nbytes for weight in weights)
+        num_bytes += sum(weight.nbytes for weight in weights)
+    idle = sum(weight.nbytes for module in prior.idle() for weight in module.parameters())
     num_images = config.prompts_per_step * config.views_per_prompt
     side = config.render_px
     images = torch.zeros(num_images, 3, side, side, device="meta", requires_grad=True)
-    rows = num_images * rows_per_latent(config)
-    chunk = getattr(config.prior.config, "chunk_size", 0) or rows
-    at_once = min(-(-min(chunk, rows) // prior.num_views) * prior.num_views, rows)
-    x_t = torch.zeros(at_once, *prior.latent_shape, device="meta")
-    t, blank = torch.ones(at_once, device="meta"), prior.blank_rows(at_once)
+    calls, lora_calls = rows_per_latent(config)
+    largest = num_images * max(calls)
+    chunk = getattr(config.prior.config, "chunk_size", 0)
+    at_once = largest
+    if chunk:
+        at_once = min(max(chunk // prior.num_views, 1) * prior.num_views, largest)
+    x_t, t, blank = _shapes(prior, at_once)
     predict = measure(lambda: prior.predict_noise(x_t, t, blank))
+    rows = num_images * sum(calls)
     return PriorCost(
         parameters=counts,
-        weight_bytes=weight_bytes,
+        weight_bytes=num_bytes - idle,
+        idle_bytes=idle,
         num_images=num_images,
         rows=rows,
         encode=measure(lambda: prior.encode(images)),
         predict=predict,
         predict_flops=predict.flops * rows // at_once,
+        lora=_lora_cost(config, prior, num_images * sum(lora_calls)),
     )
 
 
-def rows_per_latent(config: TrainConfig) -> int:
-    """Network rows for each latent and step, counted by asking the loss."""
-    prior = _Counting()
+def _shapes(prior: Any, count: int) -> tuple[Tensor, Tensor, ConditionRows]:
+    x_t = torch.zeros(count, *prior.latent_shape, device="meta")
+    return x_t, torch.ones(count, device="meta"), prior.blank_rows(count)
+
+
+def _lora_cost(config: TrainConfig, prior: Any, rows: int) -> Cost:
+    if not rows:
+        return Cost(0, 0, 0)
+    copy = prior.lora_copy(config.distiller.config.rank, prior.camera_dim)
+    x_t, t, blank = _shapes(prior, rows)
+    blank = replace(blank, cameras=torch.zeros(rows, prior.camera_dim, device="meta"))
+    return measure(lambda: copy.denoising_loss(x_t, x_t, t, blank))
+
+
+def rows_per_latent(config: TrainConfig) -> tuple[list[int], list[int]]:
+    """Network rows for each latent, call by call, without and with gradient: by asking the loss."""
+    prior = _Counting(
+        num_negatives=2 if getattr(config.prior.config, "use_perp_neg", False) else 0,
+        has_bad=bool(getattr(config.prior.config, "bad_prompt", "")),
+    )
     distiller = component_module(DISTILLERS, config.distiller.name).create(
         config.distiller.config, prior
     )
     rng = StepRng(0, 0, torch.zeros(1, dtype=torch.int64))
     latents = torch.zeros(2, 1, 1, 1, requires_grad=True)
-    num_negatives = 2 if getattr(config.prior.config, "use_perp_neg", False) else 0
-    distiller(latents, prior.condition(num_negatives), 0, rng)
-    return prior.count // len(latents)
+    distiller(latents, prior.condition([], None), 0, rng)
+    per_latent = (
+        [count // len(latents) for count in kind] for kind in (prior.calls, prior.trained)
+    )
+    calls, trained = per_latent
+    return calls, trained
 
 
 class _Counting:
-    """A prior of one pixel that counts rows, its LoRA copy's too."""
+    """A prior of one pixel that notes the rows of each call, its LoRA copy's too."""
 
     camera_dim = 1
 
-    def __init__(self) -> None:
+    def __init__(self, num_negatives: int, has_bad: bool) -> None:
         self.schedule = self
-        self.count = 0
+        self.calls: list[int] = []
+        self.trained: list[int] = []
+        self._num_negatives, self._has_bad = num_negatives, has_bad
 
     def alpha(self, t: Tensor) -> Tensor:
         return 1 - t
@@ -220,16 +257,20 @@ class _Counting:
     def decode(self, latents: Tensor) -> Tensor:
         return latents
 
-    def condition(self, texts: Any, cameras: Any = None) -> Condition:
-        rows = ConditionRows(
-            TextEmbedding(torch.zeros(2, 1, 1), torch.ones(2, 1, dtype=torch.bool), None, "none"),
-            None,
+    def condition(self, texts: Any, cameras: Any) -> Condition:
+        mask = torch.ones(2, 1, dtype=torch.bool)
+        rows = ConditionRows(TextEmbedding(torch.zeros(2, 1, 1), mask, None, "none"), None)
+        count = self._num_negatives
+        return Condition(
+            rows,
+            rows,
+            (rows,) * count,
+            -torch.ones(count, 2) if count else None,
+            rows if self._has_bad else None,
         )
-        weights = -torch.ones(texts, 2) if texts else None
-        return Condition(rows, rows, (rows,) * texts, weights)
 
     def predict_noise(self, x_t: Tensor, t: Tensor, rows: ConditionRows) -> Tensor:
-        self.count += len(x_t)
+        self.calls.append(len(x_t))
         return torch.zeros_like(x_t)
 
     def lora_copy(self, rank: int, camera_dim: int) -> Any:
@@ -247,4 +288,5 @@ class _CountingCopy(torch.nn.Module):
     def denoising_loss(
         self, clean: Tensor, noise: Tensor, t: Tensor, rows: ConditionRows
     ) -> Tensor:
-        return self._prior.predict_noise(clean, t, rows).flatten(1).sum(1)
+        self._prior.trained.append(len(clean))
+        return clean.flatten(1).sum(1)

@@ -179,12 +179,20 @@ def create_run(config: TrainConfig, accelerator: Accelerator) -> Run:
 def check_views(config: TrainConfig, prior: Any) -> None:
     """Raises: ValueError where a prior that joins views gets too few of them, or several times."""
     together = getattr(prior, "num_views", 1)
-    if config.views_per_prompt % together:
+    if together == 1:
+        return
+    if config.views_per_prompt != together:
         raise ValueError(
             f"views_per_prompt: got {config.views_per_prompt}; prior {config.prior.name} sees "
-            f"{together} views of a scene together: take a multiple"
+            f"{together} views of a scene together: take as many"
         )
-    if together > 1 and getattr(config.distiller.config, "t_per", "scene") != "scene":
+    if config.cameras.azimuth_layout != "spread" or not config.cameras.share_views:
+        raise ValueError(
+            f"cameras: prior {config.prior.name} was trained on views spread around a scene, of "
+            "one elevation and distance: set cameras.azimuth_layout=spread "
+            "cameras.share_views=true"
+        )
+    if getattr(config.distiller.config, "t_per", "scene") != "scene":
         raise ValueError(
             f"distiller.t_per: got view; prior {config.prior.name} sees {together} views of a "
             "scene together, at one time: set distiller.t_per=scene"

@@ -89,7 +89,19 @@ def test_convert_makes_a_folder_that_check_reads(
     words = ["convert", str(tmp_path / "a.pt"), str(made), "--tokenizer", str(tmp_path / "sd")]
     assert prior.main(words) == 0
     assert f"prior.name=mvdream prior.folder={made}" in capsys.readouterr().out
-    assert prior.main(["check", str(made), "--image-px", "32", "--steps", "0"]) == 0
+    assert prior.main(["check", str(made), "--steps", "0", "--set", "image_px=32"]) == 0
     assert json.loads(capsys.readouterr().out)["views together"] == 4
     assert prior.main([*words[:1], str(tmp_path / "none.pt"), *words[2:]]) == 2
     assert "none.pt" in capsys.readouterr().err
+
+
+def test_settings_of_the_configuration_are_taken(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders.save_sd3(tmp_path / "prior")
+    words = ["check", str(tmp_path / "prior"), "--steps", "0"]
+    assert prior.main([*words, "--set", "use_t5=false", "t5_tokens=7"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["text"].startswith("27 tokens")
+    assert prior.main([*words, "--set", "use_t6=false"]) == 2
+    assert "did you mean 'use_t5'" in capsys.readouterr().err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import constants
@@ -34,6 +35,7 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_hub_id_is_read_from_the_cache(offline: Path, tmp_path: Path) -> None:
     folders.save_projected_tower(tmp_path / "one")
+    (tmp_path / "one" / "model_index.json").write_text("{}")
     _cached(offline, "owner/prior", tmp_path / "one")
     found = clip_text.load("owner/prior")
     assert found.encoder_id == clip_text.load(str(tmp_path / "one")).encoder_id
@@ -66,48 +68,61 @@ def test_a_folder_here_comes_before_the_hub(
     assert _pretrained.locate("owner/prior") == Path("owner/prior")
 
 
-def test_only_files_that_are_read_are_downloaded() -> None:
+def test_only_weights_that_are_read_are_downloaded() -> None:
     names = [
         *("model_index.json", "README.md", "sd.ckpt", "sd.safetensors", "sd-pruned.safetensors"),
         *("unet/config.json", "unet/diffusion_pytorch_model.safetensors"),
         *("unet/diffusion_pytorch_model.fp16.safetensors", "unet/diffusion_pytorch_model.bin"),
         "unet/diffusion_pytorch_model.non_ema.safetensors",
         *("text_encoder/config.json", "text_encoder/model.fp16.safetensors"),
-        *("tokenizer/vocab.json", "tokenizer/merges.txt", "tokenizer/spiece.model"),
         "onnx/unet/model.safetensors",
         *("t5/model-00001-of-00002.safetensors", "t5/model-00002-of-00002.safetensors"),
         "t5/model.fp16-00001-of-00001.safetensors",
-        "t5/model.safetensors.index.json",
     ]
-    assert _pretrained.wanted_files(names) == sorted(
-        [
-            *("model_index.json", "unet/config.json"),
-            "unet/diffusion_pytorch_model.safetensors",
-            *("text_encoder/config.json", "text_encoder/model.fp16.safetensors"),
-            *("tokenizer/vocab.json", "tokenizer/merges.txt", "tokenizer/spiece.model"),
-            *("t5/model-00001-of-00002.safetensors", "t5/model-00002-of-00002.safetensors"),
-            "t5/model.safetensors.index.json",
-        ]
-    )
-    assert _pretrained.wanted_files(["model.safetensors", "config.json"]) == [
-        "config.json",
-        "model.safetensors",
-    ]
+    wanted = {
+        "unet": ["unet/diffusion_pytorch_model.safetensors"],
+        "text_encoder": ["text_encoder/model.fp16.safetensors"],
+        "t5": ["t5/model-00001-of-00002.safetensors", "t5/model-00002-of-00002.safetensors"],
+        "": [],
+        "vae": [],
+    }
+    for folder, files in wanted.items():
+        assert _pretrained.wanted_weights(names, folder) == files
+    tiny = ["config.json", "diffusion_pytorch_model.safetensors", "taesd_encoder.safetensors"]
+    assert _pretrained.wanted_weights(tiny, "") == [tiny[1]]
 
 
-def test_downloads_take_the_wanted_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: dict[str, object] = {}
+def test_weights_follow_when_they_are_wanted(
+    offline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Locating takes small files; loading fetches what a folder lacks, in one precision."""
+    folders.save_projected_tower(tmp_path / "one")
+    weights = (tmp_path / "one" / "text_encoder" / "model.safetensors").read_bytes()
+    (tmp_path / "one" / "text_encoder" / "model.safetensors").unlink()
+    (tmp_path / "one" / "model_index.json").write_text("{}")
+    asked: list[object] = []
 
-    def download(repository: str, **options: object) -> str:
-        asked.update(options, repository=repository)
-        return str(tmp_path)
+    def download(repository: str, **options: Any) -> str:
+        asked.append((repository, options))
+        if options.get("local_files_only") and not offline.exists():
+            raise FileNotFoundError("nothing cached")
+        if not offline.exists():
+            _cached(offline, repository, tmp_path / "one")
+        root = offline / "models--owner--prior" / "snapshots" / COMMIT
+        if any("safetensors" in one for one in options.get("allow_patterns", ())):
+            (root / "text_encoder" / "model.safetensors").write_bytes(weights)
+        return str(root)
 
-    names = ["unet/config.json", "unet/a.safetensors", "unet/a.bin"]
+    names = ["text_encoder/model.safetensors", "text_encoder/model.fp16.safetensors", "sd.ckpt"]
     monkeypatch.setattr(_pretrained, "list_repo_files", lambda *_, **__: names)
     monkeypatch.setattr(_pretrained, "snapshot_download", download)
-    assert _pretrained.locate("owner/prior@v1") == tmp_path
-    assert asked == {
-        "repository": "owner/prior",
-        "revision": "v1",
-        "allow_patterns": ["unet/a.safetensors", "unet/config.json"],
-    }
+    encoder = clip_text.load("owner/prior@v1")
+    assert encoder(["a red box"]).tokens.shape[0] == 1
+    assert asked == [
+        ("owner/prior", {"revision": "v1", "local_files_only": True}),
+        ("owner/prior", {"revision": "v1", "allow_patterns": ["*.json", "*.txt", "*.model"]}),
+        ("owner/prior", {"revision": COMMIT, "allow_patterns": names[:1]}),
+    ]
+    asked.clear()
+    clip_text.load("owner/prior@v1")  # from the cache alone
+    assert asked == [("owner/prior", {"revision": "v1", "local_files_only": True})]

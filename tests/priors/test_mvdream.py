@@ -189,6 +189,13 @@ def test_a_converted_checkpoint_is_a_prior(is_open_clip: bool, suffix: str, tmp_
     [
         ({"model.diffusion_model.camera_embed.0.weight": None}, "has no model.*camera_embed"),
         ({"model.diffusion_model.out.2.bias": None}, r"unet weight conv_out\.bias is missing"),
+        ({"model.diffusion_model.out.2.weight": None}, r"has no .*out\.2\.weight"),
+        ({"first_stage_model.post_quant_conv.weight": None}, "has no .*post_quant_conv"),
+        ({"cond_stage_model.model.token_embedding.weight": None}, "has no .*token_embedding"),
+        (
+            {"cond_stage_model.model.ln_final.weight": None},
+            "text_encoder weight final_layer_norm.weight is missing",
+        ),
         ({"first_stage_model.extra": torch.ones(3)}, "vae has .* numbers, of which"),
         ({"other.weight": torch.ones(3)}, "other.weight is no weight of MVDream's layout"),
         ({"betas": "text"}, "no dictionary of tensors"),

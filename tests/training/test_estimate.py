@@ -60,11 +60,44 @@ def test_a_prior_s_flops_are_those_of_a_real_pass(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("loss", "rows"), [("sds", 2), ("csd", 2), ("asd", 3), ("nfsd", 2), ("vsd", 4)]
+    ("loss", "calls", "trained"),
+    [
+        ("sds", [2], []),
+        ("csd", [2], []),
+        ("asd", [3], []),
+        ("nfsd", [2], []),
+        ("vsd", [2, 1], [1]),
+    ],
 )
-def test_rows_are_counted_by_asking_the_loss(loss: str, rows: int) -> None:
-    config = load_config(TrainConfig, QUICKSTART, [f"distiller.name={loss}"])
-    assert rows_per_latent(config) == rows
-    words = ["prior.use_view_words=true", "prior.use_perp_neg=true"]
-    config = load_config(TrainConfig, QUICKSTART, [f"distiller.name={loss}", *words])
-    assert rows_per_latent(config) == rows + 2
+def test_rows_are_counted_by_asking_the_loss(
+    loss: str, calls: list[int], trained: list[int]
+) -> None:
+    name = f"distiller.name={loss}"
+    config = load_config(TrainConfig, QUICKSTART, [name])
+    assert rows_per_latent(config) == (calls, trained)
+    words = ["prior.use_view_words=true", "prior.use_perp_neg=true", "prior.bad_prompt=blurry"]
+    config = load_config(TrainConfig, QUICKSTART, [name, *words])
+    has_bad = loss == "nfsd"
+    assert rows_per_latent(config) == ([calls[0] + 2 + has_bad, *calls[1:]], trained)
+
+
+def test_a_lora_copy_keeps_what_its_backward_pass_needs() -> None:
+    config = load_config(TrainConfig, QUICKSTART, ["distiller.name=vsd"])
+    cost = prior_cost(config, unet.create(config.prior.config, "meta"))
+    plain = load_config(TrainConfig, QUICKSTART, ["distiller.name=sds"])
+    other = prior_cost(plain, unet.create(plain.prior.config, "meta"))
+    assert cost.lora.saved_bytes > 5 * other.predict.peak_bytes / 16
+    assert cost.peak_bytes > other.peak_bytes
+    assert cost.lora.flops == pytest.approx(other.predict.flops / 2, rel=0.1)  # 8 of 16 rows
+
+
+def test_offloaded_parts_are_counted_on_the_cpu(tmp_path: Path) -> None:
+    folders.save_stable_diffusion(tmp_path, "epsilon")
+    costs = []
+    for use_offload in ("false", "true"):
+        words = [f"prior.folder={tmp_path}", f"prior.use_offload={use_offload}"]
+        config = load_config(TrainConfig, QUICKSTART, [*words, "prior.autocast=false"])
+        costs.append(prior_cost(config, unet.create(config.prior.config, "meta")))
+    assert costs[0].idle_bytes == 0
+    assert costs[1].idle_bytes > 0
+    assert costs[1].weight_bytes + costs[1].idle_bytes == costs[0].weight_bytes

@@ -40,6 +40,8 @@ def _config(
     values["distiller"].update(t_per="scene", t_min=0.02, t_max=0.98)
     values["beta"] = 0.1
     values["losses"] = {"asd": 1.0}
+    if name == "mvdream":
+        values["cameras"] = {"share_views": True}
     return build(TrainConfig, values)
 
 
@@ -106,7 +108,12 @@ def test_a_dry_run_counts_the_prior_without_its_weights(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"views_per_prompt": 3}, "views_per_prompt: got 3; prior mvdream sees 2 views"),
+        ({"views_per_prompt": 4}, "views_per_prompt: got 4; prior mvdream sees 2 views"),
+        ({"cameras": {"azimuth_layout": "spread"}}, "set cameras.azimuth_layout=spread"),
+        (
+            {"cameras": {"azimuth_layout": "independent", "share_views": True}},
+            "set cameras.azimuth_layout=spread",
+        ),
         (
             {"distiller": {"name": "asd", "t_min": 0.02, "t_max": 0.98}},
             "distiller.t_per: got view; prior mvdream",
@@ -124,9 +131,11 @@ def test_a_prior_that_joins_views_needs_them_and_one_time(
     values = {**tiny_values(tmp_path, encoder_folder), "num_steps": 2, "beta": 0.1}
     values["losses"] = {"asd": 1.0}
     values["prior"] = {"name": "mvdream", "folder": str(tmp_path / "prior")}
+    values["cameras"] = {"share_views": True}
     values["distiller"] = {"name": "asd", "t_per": "scene", "t_min": 0.02, "t_max": 0.98}
     file = tmp_path / "run.yaml"
     file.write_text(to_yaml(build(TrainConfig, {**values, **changes})))
-    assert command.main(["--config", str(file)]) == 2
-    assert message in capsys.readouterr().err
+    for words in ([], ["--dry-run"]):
+        assert command.main(["--config", str(file), *words]) == 2
+        assert message in capsys.readouterr().err
     assert not Path(config.output).exists()
