@@ -47,8 +47,7 @@ class Config:
     sdf_scale: float = 0.5
     """Factor of the decoder's distance, metres."""
     sphere_radius: float = 0.55
-    """Radius of the sphere that an untrained generator shows, metres; published: 0.4 of the box's
-    half side."""
+    """Radius of the sphere that an untrained generator shows, metres; published: 0.8."""
     background: Literal["none", "learned"] = "none"
     """learned: a colour to every direction, the same for all prompts, as published."""
     use_checkpointing: bool = False

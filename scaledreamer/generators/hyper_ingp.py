@@ -45,8 +45,7 @@ class Config:
     sdf_scale: float = 0.5
     """Factor of the decoder's distance, metres."""
     sphere_radius: float = 0.55
-    """Radius of the sphere that an untrained generator shows, metres; published: 0.25 of the box's
-    half side."""
+    """Radius of the sphere that an untrained generator shows, metres; published: 0.5."""
     background: Literal["none", "learned"] = "none"
     """learned: a grid over directions and a generated decoder, conditioned on the prompt."""
 
