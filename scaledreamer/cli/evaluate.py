@@ -130,6 +130,7 @@ def _judge(
         results[corpus] = {
             **scores.summary(),
             "per_prompt": dict(zip(prompts, recall, strict=True)),
+            "per_form": scores.by_form(),
             "per_kind": scores.by_kind(),
         }
     return results
@@ -142,8 +143,10 @@ def _print_tables(results: dict[str, dict[str, Any]], use_kinds: bool) -> None:
         for corpus, row in results.items()
     }
     console.print(_table("corpus", summaries))
-    for corpus, row in results.items() if use_kinds else ():
-        console.print(_table(corpus, row["per_kind"]))
+    for corpus, row in results.items():
+        console.print(_table(corpus, row["per_form"]))
+        if use_kinds:
+            console.print(_table(corpus, row["per_kind"]))
     console.print_json(json.dumps(summaries))
 
 

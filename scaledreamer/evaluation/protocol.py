@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -93,10 +93,23 @@ class Scores:
 
     def by_kind(self) -> dict[str, dict[str, float]]:
         """Means over the prompts that name a kind, worst R@1 first."""
+        return self._means(
+            (kind, index)
+            for index, prompt in enumerate(self.prompts)
+            for kind in {item.kind for item in grammar.parse(prompt).items}
+        )
+
+    def by_form(self) -> dict[str, dict[str, float]]:
+        """Means over the prompts of a caption's form, worst R@1 first."""
+        return self._means(
+            (grammar.form_of(grammar.parse(prompt)), index)
+            for index, prompt in enumerate(self.prompts)
+        )
+
+    def _means(self, groups: Iterable[tuple[str, int]]) -> dict[str, dict[str, float]]:
         rows: dict[str, list[int]] = {}
-        for index, prompt in enumerate(self.prompts):
-            for kind in {item.kind for item in grammar.parse(prompt).items}:
-                rows.setdefault(kind, []).append(index)
+        for name, index in groups:
+            rows.setdefault(name, []).append(index)
         columns = {
             "recall_at_1": self.judgement.recall_at_1,
             "ceiling_recall_at_1": self.ceiling.recall_at_1,
@@ -104,11 +117,11 @@ class Scores:
         if self.truth is not None:
             columns["silhouette_iou"] = self.truth.silhouette_iou
         means = {
-            kind: {
+            group: {
                 "prompts": float(len(chosen)),
                 **{name: float(values[chosen].mean()) for name, values in columns.items()},
             }
-            for kind, chosen in rows.items()
+            for group, chosen in rows.items()
         }
         return dict(sorted(means.items(), key=lambda entry: entry[1]["recall_at_1"]))
 

@@ -42,6 +42,7 @@ def test_a_generator_is_judged_beside_its_ceiling(
     assert 0.8 < scores["ceiling_silhouette_iou"] < 1
     assert "janus_rate" not in scores  # neither a mug nor a box has a front
     assert set(scores["per_kind"]) == {"mug", "box"}
+    assert sum(row["prompts"] for row in scores["per_form"].values()) == len(scores["per_prompt"])
     assert scores["per_kind"]["mug"]["recall_at_1"] == scores["per_prompt"]["a red mug"]
     image = np.asarray(Image.open(output / "two.png"))
     assert image.shape[1] == STRIP_PX
