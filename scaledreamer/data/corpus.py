@@ -13,14 +13,15 @@ from scaledreamer.toybox.world import grammar
 
 logger = logging.getLogger(__name__)
 
-_SINGLE = "prompt:"
+_SINGLE, _BALANCED = "prompt:", "balanced"
 
 
 def load_prompts(spec: str) -> list[str]:
     """Distinct prompts of a corpus, in its own order, with whitespace and Unicode normalised.
 
     `spec` is one of
-    - "toybox:train", "toybox:unseen_combination", "toybox:unseen_pairing";
+    - "toybox:train", "toybox:unseen_combination", "toybox:unseen_pairing"; "toybox:balanced" is
+      the first with fewer of the scenes of two neighbours;
     - "prompt:TEXT": that one prompt, as "prompt:a red mug with a white handle";
     - a .txt file: one prompt a line; blank lines and lines that start with # are left out;
     - a .json file: a list of strings, or a mapping of names to such lists, then with the name
@@ -63,8 +64,11 @@ def _single(spec: str) -> str:
 
 
 def _read_toybox(split: str) -> Sequence[str]:
+    if split == _BALANCED:
+        return grammar.balanced_prompts()
     if split not in grammar.SPLITS:
-        raise ValueError(f"prompts: got toybox:{split}; the splits are {', '.join(grammar.SPLITS)}")
+        known = ", ".join((*grammar.SPLITS, _BALANCED))
+        raise ValueError(f"prompts: got toybox:{split}; there are {known}")
     return grammar.prompts(split)
 
 

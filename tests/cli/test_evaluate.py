@@ -66,7 +66,7 @@ def test_a_prior_is_judged_on_its_samples(folders: Path, corpus: str, tmp_path: 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--prompts", "toybox:nowhere"], "the splits are train"),
+        (["--prompts", "toybox:nowhere"], "there are train, unseen_combination"),
         (["--prompts", "no/such.txt"], "no/such.txt, which is no file"),
         (["--device", "gpu"], "invalid choice: 'gpu'"),
         (["--count", "0"], "--count: got 0; at least 1"),

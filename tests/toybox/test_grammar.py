@@ -130,3 +130,12 @@ def test_the_quickstart_asks_for_trained_prompts():
     lines = [line for line in path.read_text().splitlines() if not line.startswith("#")]
     assert len(lines) >= 6
     assert set(lines) <= set(grammar.prompts("train"))
+
+
+def test_the_balanced_corpus_is_training_prompts_with_fewer_neighbours():
+    prompts = grammar.balanced_prompts()
+    train = set(grammar.prompts("train"))
+    assert set(prompts) < train
+    neighbours = [prompt for prompt in prompts if " next to " in prompt]
+    assert len(train) - len(prompts) == sum(" next to " in p for p in train) - len(neighbours)
+    assert 0.3 < len(neighbours) / len(prompts) < 0.4

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from scaledreamer.data.corpus import load_prompts
 from scaledreamer.pipeline import GeneratorFolder
 from scaledreamer.storage import atomic_folder, resolve_folder, sha256_file
 from scaledreamer.toybox.train._run import earlier, last_metrics, write_card
 from scaledreamer.toybox.train._sheets import generator_sheet
-from scaledreamer.toybox.world import grammar
 
 
 def facts_of(found: GeneratorFolder) -> dict[str, Any]:
@@ -24,7 +24,7 @@ def facts_of(found: GeneratorFolder) -> dict[str, Any]:
     names = ("prompts", "prompts_per_step", "views_per_prompt", "prior", "distiller", "seed")
     facts = {"steps": step, **{name.replace("_", " "): train[name] for name in names}}
     if str(train["prompts"]).startswith("toybox:"):
-        corpus = grammar.prompts(train["prompts"].removeprefix("toybox:"))
+        corpus = load_prompts(train["prompts"])
         facts["visits of each prompt"] = round(step * train["prompts_per_step"] / len(corpus), 2)
     return facts
 

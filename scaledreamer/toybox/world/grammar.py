@@ -223,6 +223,15 @@ def prompts(split: str) -> list[str]:
     return list(_corpus()[_known(split, SPLITS, "split", split)])
 
 
+def balanced_prompts() -> list[str]:
+    """The train split with a quarter of its neighbours, which are seven tenths of it otherwise."""
+
+    def is_kept(prompt: str) -> bool:
+        return " next to " not in prompt or int(prompt_id(prompt), 16) // 100 % 4 == 0
+
+    return [prompt for prompt in prompts("train") if is_kept(prompt)]
+
+
 def form_of(scene: Scene) -> str:
     """Which of the caption forms the scene has."""
     if scene.relation is not None:
