@@ -275,6 +275,23 @@ def hard_swaps(prompt: str, count: int = 10) -> list[str]:
     return out[:count]
 
 
+def other_kinds(prompt: str, count: int, rng: random.Random) -> list[str]:
+    """The prompt with one plain object's kind drawn anew, up to `count` of them; none without one."""
+    scene = parse(prompt)
+    items = scene.items
+    places = [i for i, item in enumerate(items) if item.accent is None and item.hat is None]
+    out: list[str] = []
+    while places and len(out) < count:
+        place = rng.choice(places)
+        allowed = SUPPORTS if place == 1 and scene.relation == "on top of" else KIND_NAMES
+        changed = replace(items[place], kind=rng.choice(allowed))
+        first, second = (changed, scene.other) if place == 0 else (scene.item, changed)
+        text = describe(canonical(Scene(first, scene.relation, second)))
+        if text != describe(scene) and text not in out:
+            out.append(text)
+    return out
+
+
 def _one_word_off(scene: Scene, rng: random.Random) -> Scene:
     """One colour, or the kind of an object without named part and hat, drawn anew."""
     position = rng.randrange(len(scene.items))
