@@ -74,6 +74,13 @@ def test_a_stopped_run_resumes_exactly(tmp_path: Path):
     assert torch.equal(train("whole", 6), train("parts", 3, 6))
 
 
+def test_a_parameter_without_gradient_ends_a_run(tmp_path: Path):
+    module = nn.ModuleDict({"used": nn.Linear(4, 1), "idle": nn.Linear(4, 1)})
+    run = Run(folder=tmp_path, module=module, num_steps=3, learning_rate=0.1, seed=1)
+    with pytest.raises(AssertionError, match=r"2 parameters get no gradient, such as idle"):
+        run.train(lambda _, g: {"loss": module["used"](torch.ones(2, 4)).square().mean()})
+
+
 def test_clip_trains_and_loads_as_encoder_and_scorer(images: Path, tmp_path: Path):
     folder = tmp_path / "clip"
     options = ["--images", str(images), "--state", str(tmp_path), "--output", str(folder)]

@@ -49,6 +49,7 @@ class Run:
         )
         self.ema = {name: p.detach().clone() for name, p in self.module.named_parameters()}
         self.averages: dict[str, float] = {}
+        self._is_checked = False
         path = self.folder / "state.pt"
         if path.exists():
             state = torch.load(path, weights_only=True)
@@ -77,6 +78,9 @@ class Run:
     def _advance(self, losses: Mapping[str, Tensor]) -> None:
         self.optimizer.zero_grad(set_to_none=True)
         losses["loss"].backward()
+        if not self._is_checked:
+            require_gradients(self.module)
+            self._is_checked = True
         nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
         for group in self.optimizer.param_groups:
             group["lr"] = self._rate()
@@ -123,6 +127,16 @@ class Run:
         with torch.no_grad():
             for name, p in self.module.named_parameters():
                 p.copy_(self.ema[name])
+
+
+def require_gradients(module: nn.Module) -> None:
+    """Raises: AssertionError naming a parameter that a backward pass did not reach."""
+    idle = [
+        name
+        for name, p in module.named_parameters()
+        if p.requires_grad and (p.grad is None or not p.grad.any())
+    ]
+    assert not idle, f"{len(idle)} parameters get no gradient, such as {idle[0]}"
 
 
 def _commit() -> str:

@@ -14,7 +14,6 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
@@ -36,7 +35,6 @@ from scaledreamer.storage import (
 )
 from scaledreamer.toybox.train._run import Run, earlier, last_metrics, write_card
 from scaledreamer.toybox.train._sheets import prior_sheet
-from scaledreamer.toybox.train.clip import MAX_TOKENS
 from scaledreamer.toybox.train.dataset import BACKGROUND, CAMERAS, FRONT_DEG, OVERHEAD_DEG, Images
 
 SIZE_PX, PATCH = 32, 2
@@ -72,11 +70,9 @@ class Denoiser(nn.Module):
         unet: UNet2DConditionModel,
         encoder: TextEncoder,
         scheduler: DDPMScheduler,
-        use_compile: bool = False,
     ):
         super().__init__()
         self.unet, self._encoder = unet, encoder
-        self._network: Any = torch.compile(unet.forward) if use_compile else unet.forward
         self._alphas_cumprod = scheduler.alphas_cumprod
 
     def forward(
@@ -98,14 +94,12 @@ class Denoiser(nn.Module):
         alpha, sigma = signal.sqrt(), (1 - signal).sqrt()
         noise = torch.randn(x0.shape, generator=generator)
         text = self._encoder(texts)
-        padding = MAX_TOKENS - text.tokens.shape[1]  # one shape: compiled once
-        tokens, mask = F.pad(text.tokens, (0, 0, 0, padding)), F.pad(text.mask, (0, padding))
         with torch.autocast(pixels.device.type, torch.bfloat16):
-            out = self._network(
+            out = self.unet(
                 alpha * x0 + sigma * noise,
                 timestep,
-                encoder_hidden_states=tokens,
-                encoder_attention_mask=mask,
+                encoder_hidden_states=text.tokens,
+                encoder_attention_mask=text.mask,
                 class_labels=camera * kept,
             ).sample.float()
         error = (out - (alpha * noise - sigma * x0)).square().mean(dim=(1, 2, 3))
@@ -121,7 +115,7 @@ def train(images: Images, arguments: argparse.Namespace) -> UNet2DConditionModel
     if arguments.init is not None:
         weights = load_tensors(arguments.init / "unet" / "diffusion_pytorch_model.safetensors")
         unet.load_state_dict({name: w.float() for name, w in weights.items()})
-    denoiser = Denoiser(unet, encoder, scheduler, arguments.compile)
+    denoiser = Denoiser(unet, encoder, scheduler)
     run = Run(
         folder=arguments.state,
         module=denoiser,
@@ -193,9 +187,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--widths", type=int, nargs="+", default=[64, 128, 160])
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument(
-        "--compile", action="store_true", help="some minutes of compilation, then faster steps"
-    )
     arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
     images = Images.load(arguments.images)

@@ -276,7 +276,7 @@ def hard_swaps(prompt: str, count: int = 10) -> list[str]:
 
 
 def other_kinds(prompt: str, count: int, rng: random.Random) -> list[str]:
-    """The prompt with one plain object's kind drawn anew, up to `count` of them; none without one."""
+    """The prompt with a plain object's kind drawn anew, `count` times; none without such."""
     scene = parse(prompt)
     items = scene.items
     places = [i for i, item in enumerate(items) if item.accent is None and item.hat is None]
