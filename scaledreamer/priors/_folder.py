@@ -23,7 +23,7 @@ from scaledreamer.priors._schedule import (
     VPSchedule,
     from_scheduler_config,
 )
-from scaledreamer.priors._text import TextSide
+from scaledreamer.priors._text import OffloadedText, TextSide
 from scaledreamer.storage import read_json
 
 CARD_FILE = "scaledreamer.json"
@@ -208,6 +208,21 @@ class Folder:
                     f"{self.root / component / 'config.json'}: {name} is {got}; the folder's other "
                     f"parts need {expected}"
                 )
+
+    def parts(
+        self,
+        network: Any,
+        space: ImageSpace,
+        text: TextSide,
+        use_offload: bool,
+        size_px: int | None = None,
+    ) -> Parts:
+        """With the folder's schedule; the size is the network's own where none is given."""
+        schedule, prediction = self.schedule()
+        if use_offload:
+            text = OffloadedText(text, self.device)
+        size = size_px or self.size_px(network, space)
+        return Parts(network, space, text, schedule, prediction, self.card, size)
 
     def size_px(self, network: Any, space: ImageSpace) -> int:
         """From the network's sample size; raises ValueError where the card says otherwise."""

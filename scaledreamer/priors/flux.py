@@ -11,8 +11,7 @@ from torch.nn import functional as F
 
 from scaledreamer.interfaces import ConditionRows
 from scaledreamer.priors import _diffusion
-from scaledreamer.priors._folder import Parts
-from scaledreamer.priors._text import OffloadedText, PooledBesideTokens
+from scaledreamer.priors._text import PooledBesideTokens
 
 _PATCH = 2
 """Side of the blocks of latents that are one token."""
@@ -79,9 +78,5 @@ def create(config: Config, device: torch.device | str = "cpu") -> FluxPrior:
         "pooled_projection_dim": text.pooled_dim,
     }
     folder.check("transformer", network, fits)
-    schedule, prediction = folder.schedule()
-    size = folder.card.size_px or _SIZE_PX
-    encoder = OffloadedText(text, folder.device) if config.use_offload else text
-    return FluxPrior(
-        Parts(network, space, encoder, schedule, prediction, folder.card, size), config, device
-    )
+    parts = folder.parts(network, space, text, config.use_offload, folder.card.size_px or _SIZE_PX)
+    return FluxPrior(parts, config, device)

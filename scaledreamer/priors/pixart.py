@@ -11,7 +11,6 @@ from torch import Tensor
 from scaledreamer.interfaces import ConditionRows
 from scaledreamer.priors import _diffusion
 from scaledreamer.priors._folder import Parts
-from scaledreamer.priors._text import OffloadedText
 
 _CLASSES = ("PixArtTransformer2DModel", "Transformer2DModel")
 """The second is its name in folders older than the class."""
@@ -60,9 +59,5 @@ def create(config: Config, device: torch.device | str = "cpu") -> PixArtPrior:
     text = folder.t5("", config.t5_tokens, use_mask=True, use_lower_case=True, on=on)
     fits = {"in_channels": space.channels, "caption_channels": text.token_dim}
     folder.check("transformer", network, fits)
-    schedule, prediction = folder.schedule()
-    size = folder.size_px(network, space)
-    encoder = OffloadedText(text, folder.device) if config.use_offload else text
-    return PixArtPrior(
-        Parts(network, space, encoder, schedule, prediction, folder.card, size), config, device
-    )
+    parts = folder.parts(network, space, text, config.use_offload)
+    return PixArtPrior(parts, config, device)

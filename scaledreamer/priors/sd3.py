@@ -11,7 +11,7 @@ from torch import Tensor
 from scaledreamer.interfaces import ConditionRows
 from scaledreamer.priors import _diffusion
 from scaledreamer.priors._folder import Parts
-from scaledreamer.priors._text import OffloadedText, ThreefoldText
+from scaledreamer.priors._text import ThreefoldText
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,9 +64,5 @@ def create(config: Config, device: torch.device | str = "cpu") -> SD3Prior:
     )
     fits = {"in_channels": space.channels, "pooled_projection_dim": text.pooled_dim}
     folder.check("transformer", network, fits)
-    schedule, prediction = folder.schedule()
-    size = folder.size_px(network, space)
-    encoder = OffloadedText(text, folder.device) if config.use_offload else text
-    return SD3Prior(
-        Parts(network, space, encoder, schedule, prediction, folder.card, size), config, device
-    )
+    parts = folder.parts(network, space, text, config.use_offload)
+    return SD3Prior(parts, config, device)

@@ -12,7 +12,7 @@ from torch import Tensor
 from scaledreamer.interfaces import CameraBatch, ConditionRows
 from scaledreamer.priors import _cameras, _diffusion
 from scaledreamer.priors._folder import CARD_FILE, Folder, Parts
-from scaledreamer.priors._text import OffloadedText, PairedClipText, TextSide
+from scaledreamer.priors._text import PairedClipText, TextSide
 
 _IF_TOKENS = 77
 """Length of the texts that DeepFloyd IF was trained on."""
@@ -87,24 +87,19 @@ def read_parts(folder: Folder, config: _diffusion.Config) -> Parts:
     is_xl = unet.config["addition_embed_type"] == "text_time"
     space = folder.space(config.tiny_vae, config.use_offload, may_overflow=is_xl)
     text = _text(folder, config.use_offload)
-    schedule, prediction = folder.schedule()
     _check_fit(folder, unet, space.channels, text)
-    size = folder.size_px(unet, space)
-    return Parts(unet, space, text, schedule, prediction, folder.card, size)
+    return folder.parts(unet, space, text, config.use_offload)
 
 
 def _text(folder: Folder, use_offload: bool) -> TextSide:
     on = folder.text_device(use_offload)
-    text: TextSide
     if folder.has("text_encoder_2"):
         use_zeros = bool(folder.index.get("force_zeros_for_empty_prompt", False))
         towers = (folder.clip(number, use_penultimate=True, on=on) for number in ("", "_2"))
-        text = PairedClipText(*towers, use_zeros=use_zeros)
-    elif folder.has("text_encoder") and folder.index["text_encoder"][1] == "T5EncoderModel":
-        text = folder.t5("", _IF_TOKENS, use_mask=True, use_lower_case=True, on=on)
-    else:
-        text = folder.clip(on=on)
-    return OffloadedText(text, folder.device) if use_offload else text
+        return PairedClipText(*towers, use_zeros=use_zeros)
+    if folder.has("text_encoder") and folder.index["text_encoder"][1] == "T5EncoderModel":
+        return folder.t5("", _IF_TOKENS, use_mask=True, use_lower_case=True, on=on)
+    return folder.clip(on=on)
 
 
 def _check_fit(folder: Folder, unet: Any, channels: int, text: TextSide) -> None:
