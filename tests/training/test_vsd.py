@@ -61,7 +61,7 @@ def test_particles_of_repeated_prompts_train(tiny: Tiny, unet: dict[str, Any]) -
     config = tiny(distiller=VSD, losses=LOSSES, prior=unet, prompts_per_step=6)
     fields = replace(config.generator.config, latent_dim=4)
     run, loader = start(replace(config, generator=Component("hyper_triplane", fields)))
-    before, prior = clones(run.trainable), clones(run.prior._parts.unet)  # type: ignore
+    before, prior = clones(run.trainable), clones(run.prior._parts.network)  # type: ignore
     for step in range(3):
         batch = next(loader)
         assert len(set(batch.texts)) < len(batch.texts)
@@ -71,7 +71,7 @@ def test_particles_of_repeated_prompts_train(tiny: Tiny, unet: dict[str, Any]) -
         name for name, value in run.trainable.state_dict().items() if value.equal(before[name])
     ]
     assert not [name for name in still if name.startswith("distiller.")]
-    assert all(value.equal(prior[n]) for n, value in clones(run.prior._parts.unet).items())  # type: ignore
+    assert all(value.equal(prior[n]) for n, value in clones(run.prior._parts.network).items())  # type: ignore
     assert not any("lora" in name for name in run.ema.module.state_dict())
 
 
