@@ -102,7 +102,8 @@ def _variant(name: str) -> str | None:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:160]
+    """Its first sentence."""
+    return " ".join(str(error).split()).partition(". ")[0][:200]
 
 
 def weight_files(folder: Path, stem: str) -> tuple[list[Path], str | None]:
