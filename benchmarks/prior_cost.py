@@ -32,6 +32,7 @@ from scaledreamer.cli.errors import Parser, run
 from scaledreamer.config import load_config
 from scaledreamer.encoders import clip_text
 from scaledreamer.encoders._pretrained import as_loaded
+from scaledreamer.interfaces import TextEmbedding
 from scaledreamer.kernels.backend import use_backend
 from scaledreamer.priors import flux, mvdream, pixart, sd3, unet
 from scaledreamer.priors._diffusion import precision
@@ -209,8 +210,12 @@ class _Text:
         self.modules = modules
         self.max_tokens, self.token_dim, self.pooled_dim = tokens, width, pooled
 
-    def __call__(self, texts: Sequence[str]) -> Any:
-        raise NotImplementedError("shapes alone")
+    def __call__(self, texts: Sequence[str]) -> TextEmbedding:
+        tokens = torch.zeros(len(texts), self.max_tokens, self.token_dim, device="meta")
+        pooled = None
+        if self.pooled_dim is not None:
+            pooled = torch.zeros(len(texts), self.pooled_dim, device="meta")
+        return TextEmbedding(tokens, tokens[..., 0] == 0, pooled, self.encoder_id)
 
     def unknown_words(self, text: str) -> list[str]:
         return []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -85,7 +86,7 @@ def open_folder(config: Config, device: torch.device | str) -> Folder:
     return Folder(config.folder, dtype, device, lambda: precision(config, device))
 
 
-class DiffusionPrior:
+class DiffusionPrior(ABC):
     """A frozen network, outside every module tree, on the Prior contract. Returns float32.
 
     On the device "meta" it has shapes and no weights, for estimates.
@@ -152,9 +153,9 @@ class DiffusionPrior:
         """What a LoRA copy is told of the cameras [N, camera_dim]."""
         return _cameras.camera_features(cameras)
 
+    @abstractmethod
     def _call(self, x_t: Tensor, t: Float[Tensor, "N"], rows: ConditionRows) -> Tensor:
         """The network's output for some rows, of which x_t is in the configured precision."""
-        raise NotImplementedError
 
     def encode(self, images: Float[Tensor, "N 3 H W"]) -> Tensor:
         """Images in [0, 1] of any size -> latents [N, C, h, w]; the mean of a VAE's posterior."""

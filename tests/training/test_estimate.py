@@ -40,6 +40,12 @@ def test_attention_counts_as_fused() -> None:
     cost = measure(lambda: F.scaled_dot_product_attention(query, key, key))
     assert cost.flops == 2 * 2 * 3 * 50 * 70 * (8 + 8)
     assert cost.peak_bytes == query.nbytes
+    query.requires_grad_()
+    key.requires_grad_()
+    attended: list[torch.Tensor] = []
+    measure(lambda: attended.append(F.scaled_dot_product_attention(query, key, key)))
+    found = torch.autograd.grad(attended[0].sum(), (query, key))
+    assert [one.shape for one in found] == [query.shape, key.shape]
 
 
 def test_a_prior_s_flops_are_those_of_a_real_pass(tmp_path: Path) -> None:
